@@ -1,0 +1,45 @@
+"""The C extension; everything else about the package is in pyproject.toml."""
+
+import os
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+# One abi3 build serves every CPython that has a GIL; a free-threaded one has no limited API.
+# PORTMANAGER_ABI=version builds for this interpreter alone (benchmarks/abi compares the two).
+LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED") and (
+    os.environ.get("PORTMANAGER_ABI") != "version"
+)
+FLOOR = "0x030A0000"
+
+# A platform is a file: core's portable sources, and the platform's own beside them.
+PLATFORM_SUFFIXES = {"linux": "_linux"}
+WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wstrict-prototypes"]
+
+
+def sources() -> list[str]:
+    suffix = PLATFORM_SUFFIXES.get(sys.platform)
+    if suffix is None:
+        sys.exit(f"portmanager: {sys.platform} is not supported yet, only {set(PLATFORM_SUFFIXES)}")
+    # The platform suffixes that a file of core may carry; all but ours are left out.
+    others = tuple(s for s in ("_linux", "_macos", "_windows", "_posix") if s != suffix)
+    files = [*Path("csrc/core").glob("*.c"), *Path("csrc/ext").glob("*.c")]
+    return sorted(str(f) for f in files if not f.stem.endswith(others))
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "portmanager._native",
+            sources=sources(),
+            depends=sorted(str(f) for f in Path("csrc").rglob("*.h")),
+            include_dirs=["csrc"],
+            define_macros=[("Py_LIMITED_API", FLOOR)] if LIMITED else [],
+            extra_compile_args=["-std=c11", "-fvisibility=hidden", *WARNINGS],
+            py_limited_api=LIMITED,
+        )
+    ],
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if LIMITED else {},
+)
