@@ -36,7 +36,10 @@ setup(
             sources=sources(),
             depends=sorted(str(f) for f in Path("csrc").rglob("*.h")),
             include_dirs=["csrc"],
-            define_macros=[("Py_LIMITED_API", FLOOR)] if LIMITED else [],
+            define_macros=[
+                ("_GNU_SOURCE", "1"),
+                *([("Py_LIMITED_API", FLOOR)] if LIMITED else []),
+            ],
             extra_compile_args=["-std=c11", "-fvisibility=hidden", *WARNINGS],
             py_limited_api=LIMITED,
         )

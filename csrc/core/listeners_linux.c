@@ -1,0 +1,384 @@
+/* Linux: sock_diag netlink, and /proc/net/tcp and tcp6 where that is refused. */
+#include "core/listeners.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <linux/inet_diag.h>
+#include <linux/netlink.h>
+#include <linux/sock_diag.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* States of include/net/tcp_states.h, which the kernel does not export. */
+enum { STATE_LISTEN = 10, STATE_BOUND_INACTIVE = 13 };
+
+/* What a look does with each socket that the kernel names; false ends the look. */
+typedef bool (*visit)(void *context, int family, uint16_t port, const uint32_t address[4],
+                      uint64_t inode);
+
+/* ---- sock_diag ------------------------------------------------------------------------- */
+
+typedef struct {
+    struct nlmsghdr header;
+    struct inet_diag_req_v2 body;
+} diag_request;
+
+static pm_status diag_open(int *fd)
+{
+    *fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG);
+    return *fd < 0 ? pm_status_of_errno(errno) : PM_OK;
+}
+
+static pm_status diag_send(int fd, int family, unsigned states, uint16_t port,
+                           const pm_address *exact)
+{
+    diag_request request;
+    struct sockaddr_nl kernel = {.nl_family = AF_NETLINK};
+    ssize_t sent;
+
+    memset(&request, 0, sizeof request);
+    request.header.nlmsg_len = sizeof request;
+    request.header.nlmsg_type = SOCK_DIAG_BY_FAMILY;
+    request.header.nlmsg_flags = (uint16_t)(NLM_F_REQUEST | (exact ? 0 : NLM_F_DUMP));
+    request.body.sdiag_family = (uint8_t)family;
+    request.body.sdiag_protocol = IPPROTO_TCP;
+    request.body.idiag_states = states;
+    request.body.id.idiag_sport = htons(port);
+    request.body.id.idiag_cookie[0] = INET_DIAG_NOCOOKIE;
+    request.body.id.idiag_cookie[1] = INET_DIAG_NOCOOKIE;
+    if (exact && family == AF_INET) {
+        memcpy(request.body.id.idiag_src, &exact->v4.sin_addr, sizeof exact->v4.sin_addr);
+    } else if (exact) {
+        memcpy(request.body.id.idiag_src, &exact->v6.sin6_addr, sizeof exact->v6.sin6_addr);
+        request.body.id.idiag_if = exact->v6.sin6_scope_id;
+    }
+    do {
+        sent = sendto(fd, &request, sizeof request, 0, (struct sockaddr *)&kernel, sizeof kernel);
+    } while (sent < 0 && errno == EINTR);
+    return sent < 0 ? pm_status_of_errno(errno) : PM_OK;
+}
+
+/* The kernel's refusal in an NLMSG_ERROR: 0 for a plain acknowledgement. */
+static int diag_error(const struct nlmsghdr *header)
+{
+    const struct nlmsgerr *error = NLMSG_DATA(header);
+    return header->nlmsg_len < NLMSG_LENGTH(sizeof *error) ? EBADMSG : -error->error;
+}
+
+/* Reads the kernel's answers until the last one. `one`: there is only one message. */
+static pm_status diag_receive(int fd, bool one, visit each, void *context)
+{
+    /* The kernel fills dump messages up to 32 KiB when the reader offers that much. */
+    _Alignas(struct nlmsghdr) char buffer[32768];
+
+    for (;;) {
+        ssize_t got;
+        do {
+            got = recv(fd, buffer, sizeof buffer, 0);
+        } while (got < 0 && errno == EINTR);
+        if (got < 0) {
+            return pm_status_of_errno(errno);
+        }
+        size_t left = (size_t)got;
+        const struct nlmsghdr *header = (const struct nlmsghdr *)buffer;
+        for (; NLMSG_OK(header, left); header = NLMSG_NEXT(header, left)) {
+            const struct inet_diag_msg *message = NLMSG_DATA(header);
+            if (header->nlmsg_type == NLMSG_DONE) {
+                return PM_OK;
+            }
+            if (header->nlmsg_type == NLMSG_ERROR) {
+                errno = diag_error(header);
+                return errno == 0 || errno == ENOENT ? PM_OK : pm_status_of_errno(errno);
+            }
+            if (header->nlmsg_type == SOCK_DIAG_BY_FAMILY &&
+                header->nlmsg_len >= NLMSG_LENGTH(sizeof *message) &&
+                !each(context, message->idiag_family, ntohs(message->id.idiag_sport),
+                      message->id.idiag_src, message->idiag_inode)) {
+                return PM_OK;
+            }
+        }
+        if (one) {
+            return PM_OK;
+        }
+    }
+}
+
+/* Every socket of a state, IPv4 and IPv6; of one port, or of all for port 0. */
+static pm_status diag_dump(unsigned state, uint16_t port, visit each, void *context)
+{
+    static const int families[] = {AF_INET, AF_INET6};
+    int fd;
+    pm_status status = diag_open(&fd);
+
+    for (size_t i = 0; status == PM_OK && i < 2; i++) {
+        status = diag_send(fd, families[i], 1u << state, port, NULL);
+        if (status == PM_OK) {
+            status = diag_receive(fd, false, each, context);
+        }
+    }
+    if (fd >= 0) {
+        int error = errno;
+        close(fd);
+        errno = error;
+    }
+    return status;
+}
+
+/* ---- /proc/net -------------------------------------------------------------------------- */
+
+/* One line: `sl local:port remote:port state queues timers retransmits uid timeout inode`. */
+static bool parse_line(const char *line, uint16_t *port, uint32_t address[4], unsigned *state,
+                       uint64_t *inode)
+{
+    char local[33];
+    unsigned number;
+    memset(address, 0, 4 * sizeof *address);
+    if (sscanf(line,
+               " %*[0-9]: %32[0-9A-Fa-f]:%4x %*[0-9A-Fa-f]:%*x %2x %*[^ ] %*[^ ] %*[^ ] %*u %*u"
+               " %" SCNu64,
+               local, &number, state, inode) != 4) {
+        return false;
+    }
+    /* Each eight digits are one word in the byte order of the machine. */
+    for (size_t i = 0; i < 4 && strlen(local) >= 8 * (i + 1); i++) {
+        if (sscanf(local + 8 * i, "%8" SCNx32, &address[i]) != 1) {
+            return false;
+        }
+    }
+    *port = (uint16_t)number;
+    return true;
+}
+
+static pm_status proc_dump(unsigned state, visit each, void *context)
+{
+    static const struct {
+        const char *path;
+        int family;
+    } tables[] = {{"/proc/net/tcp", AF_INET}, {"/proc/net/tcp6", AF_INET6}};
+    pm_status answer = PM_FAILED;
+    bool going = true;
+
+    for (size_t i = 0; going && i < 2; i++) {
+        char line[512];
+        FILE *file = fopen(tables[i].path, "re");
+        if (!file) {
+            if (pm_status_of_errno(errno) == PM_EXHAUSTED) {
+                return PM_EXHAUSTED;
+            }
+            continue; /* a machine without IPv6 has no tcp6 */
+        }
+        answer = PM_OK;
+        while (going && fgets(line, sizeof line, file)) {
+            uint16_t port;
+            uint32_t address[4];
+            unsigned its_state;
+            uint64_t inode;
+            if (parse_line(line, &port, address, &its_state, &inode) && its_state == state) {
+                going = each(context, tables[i].family, port, address, inode);
+            }
+        }
+        fclose(file);
+    }
+    return answer;
+}
+
+/* Netlink may be missing or refused in a container; being out of descriptors is neither. */
+static pm_status dump(unsigned state, uint16_t port, visit each, void *context)
+{
+    pm_status status = diag_dump(state, port, each, context);
+    return status == PM_OK || status == PM_EXHAUSTED ? status : proc_dump(state, each, context);
+}
+
+/* ---- the questions ----------------------------------------------------------------------- */
+
+typedef struct {
+    pm_address address;
+    uint16_t port;
+    bool found;
+} reach_query;
+
+static bool is_wildcard(const uint32_t address[4])
+{
+    return !(address[0] | address[1] | address[2] | address[3]);
+}
+
+/* Would the query's address reach a listener with this local address? */
+static bool visit_reach(void *context, int family, uint16_t port, const uint32_t address[4],
+                        uint64_t inode)
+{
+    reach_query *query = context;
+    const pm_address *wanted = &query->address;
+    (void)inode;
+    if (port != query->port) {
+        return true;
+    }
+    if (is_wildcard(address)) {
+        /* `::` is taken as dual-stack: the table does not say. */
+        query->found = family == wanted->any.sa_family || family == AF_INET6;
+    } else if (family == wanted->any.sa_family) {
+        query->found = family == AF_INET
+                           ? !memcmp(address, &wanted->v4.sin_addr, sizeof wanted->v4.sin_addr)
+                           : !memcmp(address, &wanted->v6.sin6_addr, sizeof wanted->v6.sin6_addr);
+    }
+    return !query->found;
+}
+
+static bool visit_any(void *context, int family, uint16_t port, const uint32_t address[4],
+                      uint64_t inode)
+{
+    (void)family, (void)address, (void)inode;
+    reach_query *query = context;
+    query->found = port == query->port;
+    return !query->found;
+}
+
+static void wildcard_to_loopback(pm_address *address)
+{
+    if (address->any.sa_family == AF_INET && address->v4.sin_addr.s_addr == htonl(INADDR_ANY)) {
+        address->v4.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    } else if (address->any.sa_family == AF_INET6 &&
+               !memcmp(&address->v6.sin6_addr, &in6addr_any, sizeof in6addr_any)) {
+        address->v6.sin6_addr = in6addr_loopback;
+    }
+}
+
+pm_status pm_listeners_reach(const pm_address *address, uint16_t port, bool *listening)
+{
+    reach_query query = {.address = *address, .port = port};
+    int family = address->any.sa_family, fd;
+
+    wildcard_to_loopback(&query.address);
+    pm_status status = diag_open(&fd);
+    if (status == PM_OK) {
+        status = diag_send(fd, family, 1u << STATE_LISTEN, port, &query.address);
+        if (status == PM_OK) {
+            /* The kernel looked the listener up as it would for a connection. */
+            status = diag_receive(fd, true, visit_any, &query);
+        }
+        int error = errno;
+        close(fd);
+        errno = error;
+    }
+    if (status != PM_OK && status != PM_EXHAUSTED) {
+        status = proc_dump(STATE_LISTEN, visit_reach, &query);
+    }
+    *listening = query.found;
+    return status;
+}
+
+pm_status pm_listeners_bound(uint16_t port, bool *bound)
+{
+    reach_query query = {.port = port};
+    pm_status status = diag_dump(STATE_BOUND_INACTIVE, port, visit_any, &query);
+    *bound = query.found;
+    return status;
+}
+
+typedef struct {
+    const pm_port_set *wanted;
+    pm_listeners *list;
+    bool out_of_memory;
+} list_query;
+
+static bool visit_list(void *context, int family, uint16_t port, const uint32_t address[4],
+                       uint64_t inode)
+{
+    list_query *query = context;
+    pm_listeners *list = query->list;
+    (void)family, (void)address;
+
+    if (!pm_port_set_has(query->wanted, port)) {
+        return true;
+    }
+    if (list->count == list->capacity) {
+        size_t capacity = list->capacity ? 2 * list->capacity : 16;
+        pm_listener *items = realloc(list->items, capacity * sizeof *items);
+        if (!items) {
+            query->out_of_memory = true;
+            return false;
+        }
+        list->items = items;
+        list->capacity = capacity;
+    }
+    list->items[list->count++] = (pm_listener){.port = port, .inode = inode};
+    return true;
+}
+
+pm_status pm_listeners_list(const pm_port_set *wanted, pm_listeners *list)
+{
+    list_query query = {.wanted = wanted, .list = list};
+    memset(list, 0, sizeof *list);
+    pm_status status = dump(STATE_LISTEN, 0, visit_list, &query);
+    if (query.out_of_memory) {
+        errno = ENOMEM;
+        return PM_EXHAUSTED;
+    }
+    return status;
+}
+
+void pm_listeners_free(pm_listeners *list)
+{
+    free(list->items);
+    memset(list, 0, sizeof *list);
+}
+
+/* ---- whose socket ------------------------------------------------------------------------ */
+
+static int compare_inodes(const void *left, const void *right)
+{
+    uint64_t a = ((const pm_listener *)left)->inode, b = ((const pm_listener *)right)->inode;
+    return (a > b) - (a < b);
+}
+
+/* Notes pid as the owner of each listed socket that one of its descriptors names. */
+static void look_into(DIR *proc, int32_t pid, pm_listeners *list)
+{
+    char path[32], target[64];
+    snprintf(path, sizeof path, "%" PRId32 "/fd", pid);
+    int fd = openat(dirfd(proc), path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *folder = fd < 0 ? NULL : fdopendir(fd);
+    if (!folder) {
+        if (fd >= 0) {
+            close(fd);
+        }
+        return; /* another user's, or gone */
+    }
+    for (const struct dirent *entry; (entry = readdir(folder));) {
+        ssize_t length = readlinkat(dirfd(folder), entry->d_name, target, sizeof target - 1);
+        pm_listener key;
+        if (length <= 0) {
+            continue;
+        }
+        target[length] = '\0';
+        if (sscanf(target, "socket:[%" SCNu64 "]", &key.inode) != 1) {
+            continue;
+        }
+        pm_listener *found =
+            bsearch(&key, list->items, list->count, sizeof *list->items, compare_inodes);
+        if (found && (found->pid == 0 || pid < found->pid)) {
+            found->pid = pid;
+        }
+    }
+    closedir(folder);
+}
+
+void pm_listeners_find_pids(pm_listeners *list)
+{
+    DIR *proc = list->count ? opendir("/proc") : NULL;
+    if (!proc) {
+        return;
+    }
+    qsort(list->items, list->count, sizeof *list->items, compare_inodes);
+    for (const struct dirent *entry; (entry = readdir(proc));) {
+        char *end;
+        long pid = strtol(entry->d_name, &end, 10);
+        if (*end == '\0' && pid > 0 && pid <= INT32_MAX) {
+            look_into(proc, (int32_t)pid, list);
+        }
+    }
+    closedir(proc);
+}

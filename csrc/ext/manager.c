@@ -1,0 +1,607 @@
+#include "ext/manager.h"
+
+#include <stdbool.h>
+#include <string.h>
+
+#include "ext/holds.h"
+#include "ext/hosts.h"
+#include "ext/log.h"
+#include "ext/record.h"
+#include "ext/values.h"
+
+/* ---- what the methods share ---------------------------------------------------------------- */
+
+int pm_manager_override(pm_manager *self, PyObject *name, PyObject *builtin, PyObject **found)
+{
+    PyObject *method = PyObject_GetAttr((PyObject *)self, name), *function = NULL;
+
+    *found = NULL;
+    if (!method) {
+        return -1;
+    }
+    if ((PyObject *)Py_TYPE(method) == self->state->types_method) {
+        function = PyObject_GetAttr(method, self->state->dunders.func);
+        Py_XDECREF(function); /* the method has it */
+        if (function == builtin) {
+            Py_DECREF(method);
+            return 0;
+        }
+    }
+    *found = method;
+    return 1;
+}
+
+/* For _monitor.py, which honours overrides too. */
+static PyObject *override_of(PyObject *module, PyObject *args)
+{
+    pm_state *state = pm_state_of_module(module);
+    PyObject *manager, *name, *found;
+
+    if (!PyArg_ParseTuple(args, "O!U:_override", state->manager_type, &manager, &name)) {
+        return NULL;
+    }
+    int overridden = pm_manager_override((pm_manager *)manager, name,
+                                         state->builtin_is_port_available, &found);
+    return overridden < 0 ? NULL : overridden ? found : Py_NewRef(Py_None);
+}
+
+PyMethodDef pm_override_def = {
+    "_override", override_of, METH_VARARGS,
+    "The override of a manager's is_port_available, or None."};
+
+PyObject *pm_manager_ask(PyObject *override, long port, PyObject *host)
+{
+    return pm_host_is_default(host) ? PyObject_CallFunction(override, "l", port)
+                                    : PyObject_CallFunction(override, "lO", port, host);
+}
+
+PyObject *pm_manager_allocated_ports(pm_manager *self)
+{
+    PyObject *entries = PyObject_GetAttr((PyObject *)self, self->state->names.allocated_ports);
+    if (entries && pm_holds_reconcile(self, entries) < 0) {
+        Py_CLEAR(entries);
+    }
+    return entries;
+}
+
+/* An exact str with the text of a str, NULL without an exception for other objects. */
+static PyObject *exact_name(PyObject *service)
+{
+    return PyUnicode_Check(service) ? PyUnicode_FromObject(service) : NULL;
+}
+
+static int cancel(pm_manager *self, PyObject *monitor)
+{
+    PyObject *result = PyObject_CallMethodObjArgs(monitor, self->state->names.cancel, NULL);
+    Py_XDECREF(result);
+    return result ? 0 : -1;
+}
+
+int pm_manager_stop_monitor(pm_manager *self, PyObject *port)
+{
+    PyObject *monitors = PyObject_GetAttr((PyObject *)self, self->state->names.port_monitors);
+    PyObject *monitor;
+    int found = monitors ? pm_mapping_get(monitors, port, &monitor) : -1;
+
+    if (found == 1) {
+        found = pm_mapping_remove(monitors, port) < 0 || cancel(self, monitor) < 0 ? -1 : 1;
+        Py_DECREF(monitor);
+    }
+    Py_XDECREF(monitors);
+    return found < 0 ? -1 : 0;
+}
+
+/* mapping.clear() */
+static int clear_mapping(PyObject *mapping)
+{
+    PyObject *result = PyObject_CallMethod(mapping, "clear", NULL);
+    Py_XDECREF(result);
+    return result ? 0 : -1;
+}
+
+int pm_manager_stop_monitors(pm_manager *self)
+{
+    PyObject *monitors = PyObject_GetAttr((PyObject *)self, self->state->names.port_monitors);
+    PyObject *values = monitors ? PyMapping_Values(monitors) : NULL;
+    int result = values ? 0 : -1;
+
+    for (Py_ssize_t i = 0; result == 0 && i < PyList_Size(values); i++) {
+        result = cancel(self, PyList_GetItem(values, i));
+    }
+    if (result == 0) {
+        result = clear_mapping(monitors);
+    }
+    Py_XDECREF(values);
+    Py_XDECREF(monitors);
+    return result;
+}
+
+int pm_manager_clear(pm_manager *self)
+{
+    PyObject *entries = PyObject_GetAttr((PyObject *)self, self->state->names.allocated_ports);
+    int result = entries ? clear_mapping(entries) : -1;
+    pm_holds_release_all(self);
+    Py_XDECREF(entries);
+    return result;
+}
+
+/* ---- construction -------------------------------------------------------------------------- */
+
+/* Copies of the default configurations, by name. */
+static int add_defaults(pm_state *state, PyObject *configs)
+{
+    Py_ssize_t count = PyList_Size(state->default_configs);
+    int result = 0;
+
+    for (Py_ssize_t i = 0; result == 0 && i < count; i++) {
+        PyObject *copy = pm_record_copy(PyList_GetItem(state->default_configs, i));
+        PyObject *name = copy ? PyObject_GetAttr(copy, state->names.service) : NULL;
+        result = name ? PyDict_SetItem(configs, name, copy) : -1;
+        Py_XDECREF(name);
+        Py_XDECREF(copy);
+    }
+    return result;
+}
+
+/* Reads the file; `configs` stays empty where there is nothing usable. */
+static int load_file(pm_manager *self, PyObject *path, PyObject *configs)
+{
+    PyObject *module = PyImport_ImportModule("portmanager._config_file");
+    PyObject *file = module ? PyObject_CallMethod(module, "load", "O", path) : NULL;
+    PyObject *list = file ? PyObject_GetAttr(file, self->state->names.configs) : NULL;
+    int result = list ? 0 : -1;
+
+    pm_set(&self->config_file, file);
+    if (list && list != Py_None) {
+        result = 1;
+        for (Py_ssize_t i = 0; result == 1 && i < PyList_Size(list); i++) {
+            PyObject *config = PyList_GetItem(list, i);
+            PyObject *name = PyObject_GetAttr(config, self->state->names.service);
+            result = name && PyDict_SetItem(configs, name, config) == 0 ? 1 : -1;
+            Py_XDECREF(name);
+        }
+    }
+    Py_XDECREF(list);
+    Py_XDECREF(module);
+    return result;
+}
+
+static PyObject *make_configs(pm_manager *self, PyObject *config)
+{
+    PyObject *path = PyObject_GetAttr(config, self->state->names.port_config_path);
+    PyObject *configs = path ? PyDict_New() : NULL;
+    int given = configs ? PyObject_IsTrue(path) : -1;
+    int loaded = given == 1 ? load_file(self, path, configs) : given;
+
+    if (loaded < 0 || (loaded == 0 && add_defaults(self->state, configs) < 0)) {
+        Py_CLEAR(configs);
+    }
+    Py_XDECREF(path);
+    return configs;
+}
+
+static PyObject *manager_init(pm_state *state, const pm_function_spec *spec,
+                              PyObject *const *arguments)
+{
+    pm_manager *self = (pm_manager *)arguments[0];
+    PyObject *config = arguments[1] && arguments[1] != Py_None
+                           ? Py_NewRef(arguments[1])
+                           : pm_record_new_default(state, PM_RECORD_PORT_MANAGER_CONFIG);
+    PyObject *configs = config ? make_configs(self, config) : NULL;
+    PyObject *allocated = configs ? PyDict_New() : NULL;
+    PyObject *monitors = allocated ? PyDict_New() : NULL;
+    const struct {
+        PyObject *name, *value;
+    } attributes[] = {{state->names.config, config},
+                      {state->names.port_configs, configs},
+                      {state->names.allocated_ports, allocated},
+                      {state->names.port_monitors, monitors}};
+    int result = monitors ? 0 : -1;
+
+    (void)spec;
+    for (size_t i = 0; result == 0 && i < sizeof attributes / sizeof *attributes; i++) {
+        result = PyObject_SetAttr((PyObject *)self, attributes[i].name, attributes[i].value);
+    }
+    Py_XDECREF(monitors);
+    Py_XDECREF(allocated);
+    Py_XDECREF(configs);
+    Py_XDECREF(config);
+    return result < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+/* ---- the plain methods --------------------------------------------------------------------- */
+
+static PyObject *get_port(pm_state *state, const pm_function_spec *spec,
+                          PyObject *const *arguments)
+{
+    PyObject *entries = pm_manager_allocated_ports((pm_manager *)arguments[0]), *entry;
+    PyObject *port = NULL;
+    long number;
+    int found = entries ? pm_mapping_get(entries, arguments[1], &entry) : -1;
+
+    (void)spec;
+    if (found == 1) {
+        found = pm_allocated_port(state, entry, &number);
+        port = found == 1 ? PyObject_GetAttr(entry, state->names.allocated_port) : NULL;
+        Py_DECREF(entry);
+    }
+    Py_XDECREF(entries);
+    return found == 0 ? Py_NewRef(Py_None) : port;
+}
+
+/* A dict with what `add` makes of each allocated entry. */
+static PyObject *of_allocated(pm_manager *self,
+                              int (*add)(PyObject *result, PyObject *service, PyObject *port))
+{
+    PyObject *entries = pm_manager_allocated_ports(self);
+    PyObject *items = entries ? PyMapping_Items(entries) : NULL;
+    PyObject *result = items ? PyDict_New() : NULL;
+    long number;
+
+    for (Py_ssize_t i = 0; result && i < PyList_Size(items); i++) {
+        PyObject *item = PyList_GetItem(items, i), *entry = PyTuple_GetItem(item, 1);
+        int is = pm_allocated_port(self->state, entry, &number);
+        PyObject *port =
+            is == 1 ? PyObject_GetAttr(entry, self->state->names.allocated_port) : NULL;
+        if (is < 0 || (is == 1 && (!port || add(result, PyTuple_GetItem(item, 0), port) < 0))) {
+            Py_CLEAR(result);
+        }
+        Py_XDECREF(port);
+    }
+    Py_XDECREF(items);
+    Py_XDECREF(entries);
+    return result;
+}
+
+static PyObject *get_allocated_ports(pm_state *state, const pm_function_spec *spec,
+                                     PyObject *const *arguments)
+{
+    (void)state, (void)spec;
+    return of_allocated((pm_manager *)arguments[0], PyDict_SetItem);
+}
+
+/* `python-ai-service` to `PYTHON_AI_SERVICE_PORT`; a new reference. */
+static PyObject *variable_name(PyObject *service)
+{
+    PyObject *text = PyObject_Str(service), *upper, *name = NULL;
+    upper = text ? PyObject_CallMethod(text, "upper", NULL) : NULL;
+    Py_ssize_t length = upper ? PyUnicode_GetLength(upper) : 0;
+    char *plain = upper ? PyMem_Malloc((size_t)length + 1) : NULL;
+
+    if (plain) {
+        for (Py_ssize_t i = 0; i < length; i++) {
+            Py_UCS4 c = PyUnicode_ReadChar(upper, i);
+            bool fits = (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
+            plain[i] = fits ? (char)c : '_';
+        }
+        plain[length] = '\0';
+        name = PyUnicode_FromFormat("%s_PORT", plain);
+        PyMem_Free(plain);
+    } else if (upper) {
+        PyErr_NoMemory();
+    }
+    Py_XDECREF(upper);
+    Py_XDECREF(text);
+    return name;
+}
+
+static int add_variable(PyObject *result, PyObject *service, PyObject *port)
+{
+    PyObject *name = variable_name(service), *value = name ? PyObject_Str(port) : NULL;
+    int added = value ? PyDict_SetItem(result, name, value) : -1;
+    Py_XDECREF(value);
+    Py_XDECREF(name);
+    return added;
+}
+
+static PyObject *get_environment_variables(pm_state *state, const pm_function_spec *spec,
+                                           PyObject *const *arguments)
+{
+    (void)state, (void)spec;
+    return of_allocated((pm_manager *)arguments[0], add_variable);
+}
+
+/* Gives one service's port back: its monitor first, then the entry, then the reservation. */
+static int release_entry(pm_manager *self, PyObject *entries, PyObject *service, PyObject *entry)
+{
+    PyObject *exact, *port;
+    long number;
+    int is = pm_allocated_port(self->state, entry, &number), released = 0;
+
+    if (is < 0) {
+        return -1;
+    }
+    port = is ? PyObject_GetAttr(entry, self->state->names.allocated_port) : NULL;
+    if (is && (!port || pm_manager_stop_monitor(self, port) < 0)) {
+        Py_XDECREF(port);
+        return -1;
+    }
+    if (pm_mapping_remove(entries, service) < 0) {
+        Py_XDECREF(port);
+        return -1;
+    }
+    exact = exact_name(service);
+    if (exact) {
+        released = pm_hold_release(self, exact);
+        Py_DECREF(exact);
+    }
+    if (is) {
+        pm_log(self->state, PM_INFO, "Released port %S of service %S", port, service);
+    }
+    Py_XDECREF(port);
+    return released < 0 || PyErr_Occurred() ? -1 : 0;
+}
+
+static PyObject *release_port(pm_state *state, const pm_function_spec *spec,
+                              PyObject *const *arguments)
+{
+    pm_manager *self = (pm_manager *)arguments[0];
+    PyObject *entries = pm_manager_allocated_ports(self), *entry;
+    int found = entries ? pm_mapping_get(entries, arguments[1], &entry) : -1;
+
+    (void)state, (void)spec;
+    if (found == 1) {
+        found = release_entry(self, entries, arguments[1], entry);
+        Py_DECREF(entry);
+    }
+    Py_XDECREF(entries);
+    return found < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+static PyObject *release_all_ports(pm_state *state, const pm_function_spec *spec,
+                                   PyObject *const *arguments)
+{
+    pm_manager *self = (pm_manager *)arguments[0];
+    PyObject *entries = pm_manager_allocated_ports(self);
+    PyObject *items = entries ? PyMapping_Items(entries) : NULL;
+    int result = items ? 0 : -1;
+
+    (void)state, (void)spec;
+    for (Py_ssize_t i = 0; result == 0 && i < PyList_Size(items); i++) {
+        PyObject *item = PyList_GetItem(items, i);
+        result = release_entry(self, entries, PyTuple_GetItem(item, 0), PyTuple_GetItem(item, 1));
+    }
+    Py_XDECREF(items);
+    Py_XDECREF(entries);
+    return result < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+/* ---- monitors ------------------------------------------------------------------------------ */
+
+static PyObject *start_port_monitoring(pm_state *state, const pm_function_spec *spec,
+                                       PyObject *const *arguments)
+{
+    PyObject *self = arguments[0], *service = arguments[1], *monitors = NULL;
+    PyObject *port = get_port(state, spec, arguments), *module = NULL, *monitor = NULL;
+    PyObject *interval = arguments[2] ? Py_NewRef(arguments[2]) : PyFloat_FromDouble(5.0);
+    PyObject *loop = arguments[3] ? arguments[3] : Py_None;
+    int result = -1;
+
+    if (!port || !interval) {
+        goto done;
+    }
+    if (port == Py_None) {
+        result = 0;
+        goto done;
+    }
+    module = PyImport_ImportModule("portmanager._monitor");
+    monitor = module ? PyObject_CallMethod(module, "start", "OOOOO", self, service, port, interval,
+                                           loop)
+                     : NULL;
+    /* Only now that the new one runs. */
+    if (!monitor || pm_manager_stop_monitor((pm_manager *)self, port) < 0) {
+        goto done;
+    }
+    monitors = PyObject_GetAttr(self, state->names.port_monitors);
+    result = monitors ? PyObject_SetItem(monitors, port, monitor) : -1;
+done:
+    Py_XDECREF(monitors);
+    Py_XDECREF(monitor);
+    Py_XDECREF(module);
+    Py_XDECREF(interval);
+    Py_XDECREF(port);
+    return result < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+static PyObject *stop_port_monitoring(pm_state *state, const pm_function_spec *spec,
+                                      PyObject *const *arguments)
+{
+    PyObject *port = get_port(state, spec, arguments);
+    int result = port ? 0 : -1;
+
+    if (port && port != Py_None) {
+        result = pm_manager_stop_monitor((pm_manager *)arguments[0], port);
+    }
+    Py_XDECREF(port);
+    return result < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+static PyObject *on_port_became_available(pm_state *state, const pm_function_spec *spec,
+                                          PyObject *const *arguments)
+{
+    (void)state, (void)spec, (void)arguments;
+    Py_RETURN_NONE;
+}
+
+/* ---- the singleton ------------------------------------------------------------------------- */
+
+/* The singleton, made of `config` if there is none: a new reference. Two threads may both make
+ * one; the first to lock wins. */
+static PyObject *singleton(pm_state *state, PyObject *config, bool *made)
+{
+    PyObject *existing = Py_XNewRef(state->singleton), *fresh;
+
+    *made = false;
+    if (existing) {
+        return existing;
+    }
+    fresh = PyObject_CallFunctionObjArgs((PyObject *)state->manager_type, config, NULL);
+    if (!fresh) {
+        return NULL;
+    }
+    PyThread_acquire_lock(state->singleton_lock, WAIT_LOCK);
+    *made = !state->singleton;
+    if (*made) {
+        state->singleton = Py_NewRef(fresh);
+    }
+    existing = Py_NewRef(state->singleton);
+    PyThread_release_lock(state->singleton_lock);
+    Py_DECREF(fresh);
+    return existing;
+}
+
+static PyObject *get_port_manager(pm_state *state, const pm_function_spec *spec,
+                                  PyObject *const *arguments)
+{
+    PyObject *config = arguments[0] ? arguments[0] : Py_None, *manager, *current;
+    bool made;
+
+    (void)spec;
+    manager = singleton(state, config, &made);
+    if (!manager || made || config == Py_None) {
+        return manager;
+    }
+    current = PyObject_GetAttr(manager, state->names.config);
+    int same = current ? PyObject_RichCompareBool(current, config, Py_EQ) : -1;
+    Py_XDECREF(current);
+    if (same < 0) {
+        Py_CLEAR(manager);
+    } else if (!same) {
+        pm_log(state, PM_WARNING,
+               "get_port_manager() has been called before: this other configuration is ignored: "
+               "%R",
+               config);
+    }
+    return manager;
+}
+
+const pm_function_spec pm_get_port_manager_spec = {
+    NULL, "get_port_manager", {"config"}, 0, get_port_manager, NULL, NULL};
+
+/* ---- the table ----------------------------------------------------------------------------- */
+
+#define PLAIN(name, required, function, ...)                                                       \
+    {"PortManager", name, {"self", __VA_ARGS__}, required, function, NULL, NULL}
+#define ASYNC(name, required, coroutine, ...)                                                      \
+    {"PortManager", name, {"self", __VA_ARGS__}, required, NULL, &coroutine, NULL}
+
+const pm_function_spec pm_manager_methods[] = {
+    PLAIN("__init__", 1, manager_init, "config"),
+    ASYNC("is_port_available", 2, pm_is_port_available, "port", "host"),
+    ASYNC("find_available_port", 2, pm_find_available_port, "start_port", "end_port", "host"),
+    ASYNC("allocate_port", 2, pm_allocate_port, "service_name"),
+    ASYNC("allocate_all_ports", 1, pm_allocate_all_ports, NULL),
+    PLAIN("get_port", 2, get_port, "service_name"),
+    PLAIN("get_allocated_ports", 1, get_allocated_ports, NULL),
+    PLAIN("release_port", 2, release_port, "service_name"),
+    PLAIN("release_all_ports", 1, release_all_ports, NULL),
+    ASYNC("get_port_status", 1, pm_get_port_status, NULL),
+    PLAIN("get_environment_variables", 1, get_environment_variables, NULL),
+    ASYNC("wait_for_port", 2, pm_wait_for_port, "port", "timeout", "check_interval", "host"),
+    ASYNC("save_configuration", 1, pm_save_configuration, "file_path"),
+    ASYNC("cleanup", 1, pm_cleanup, NULL),
+    PLAIN("start_port_monitoring", 2, start_port_monitoring, "service_name", "interval", "loop"),
+    PLAIN("stop_port_monitoring", 2, stop_port_monitoring, "service_name"),
+    PLAIN("_on_port_became_available", 3, on_port_became_available, "service_name", "port"),
+    {0},
+};
+
+/* ---- life ---------------------------------------------------------------------------------- */
+
+static PyObject *manager_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    pm_state *state = pm_state_of_type(type);
+    pm_manager *self;
+
+    (void)args, (void)kwargs;
+    if (!state) {
+        return NULL;
+    }
+    allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    self = (pm_manager *)allocate(type, 0);
+    if (!self) {
+        return NULL;
+    }
+    self->state = state;
+    self->holder = pm_ledger_enroll();
+    self->lock = PyThread_allocate_lock();
+    self->holds = PyDict_New();
+    self->attempts = PyDict_New();
+    if (!self->lock || !self->holds || !self->attempts) {
+        Py_DECREF(self);
+        return PyErr_NoMemory();
+    }
+    return (PyObject *)self;
+}
+
+static int manager_traverse(pm_manager *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->dict);
+    Py_VISIT(self->holds);
+    Py_VISIT(self->attempts);
+    Py_VISIT(self->config_file);
+    return 0;
+}
+
+static int manager_clear(pm_manager *self)
+{
+    if (self->lock && self->holds) {
+        pm_holds_release_all(self);
+    }
+    if (self->attempts) {
+        PyDict_Clear(self->attempts);
+    }
+    Py_CLEAR(self->config_file);
+    Py_CLEAR(self->dict);
+    return 0;
+}
+
+static void manager_dealloc(pm_manager *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    if (self->weakrefs) {
+        PyObject_ClearWeakRefs((PyObject *)self);
+    }
+    manager_clear(self);
+    Py_CLEAR(self->holds);
+    Py_CLEAR(self->attempts);
+    if (self->lock) {
+        PyThread_free_lock(self->lock);
+    }
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    release(self);
+    Py_DECREF(type);
+}
+
+static PyGetSetDef manager_getset[] = {
+    {"__dict__", PyObject_GenericGetDict, PyObject_GenericSetDict, NULL, NULL},
+    {0},
+};
+
+static PyMemberDef manager_members[] = {
+    {"__dictoffset__", T_PYSSIZET, offsetof(pm_manager, dict), READONLY, NULL},
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(pm_manager, weakrefs), READONLY, NULL},
+    {0},
+};
+
+static PyType_Slot manager_slots[] = {
+    {Py_tp_doc,
+     "Hands out TCP ports to services, and keeps them while they are handed out.\n\n"
+     "config: a PortManagerConfig; None stands for its defaults."},
+    {Py_tp_new, manager_new},
+    {Py_tp_getset, manager_getset},
+    {Py_tp_members, manager_members},
+    {Py_tp_traverse, manager_traverse},
+    {Py_tp_clear, manager_clear},
+    {Py_tp_dealloc, manager_dealloc},
+    {0, NULL},
+};
+
+PyType_Spec pm_manager_type_spec = {
+    .name = "portmanager.PortManager",
+    .basicsize = sizeof(pm_manager),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE,
+    .slots = manager_slots,
+};

@@ -1,0 +1,60 @@
+/* PortManager: the object, and what its methods share. */
+#ifndef PM_MANAGER_H
+#define PM_MANAGER_H
+
+#include "core/ledger.h"
+#include "ext/coroutine.h"
+#include "ext/function.h"
+
+/* config, port_configs, allocated_ports and port_monitors are in the instance's __dict__, where
+ * callers read, edit and replace them. */
+typedef struct {
+    PyObject_HEAD
+    PyObject *dict;
+    PyObject *weakrefs;
+    pm_state *state;
+    pm_holder holder;        /* who the ledger knows this manager as */
+    PyThread_type_lock lock; /* over holds; never held while Python code may run */
+    PyObject *holds;         /* {service: hold}, see holds.h */
+    PyObject *attempts;      /* {(service, loop): [futures of those who wait]} */
+    PyObject *config_file;   /* what _config_file.load() made of the file, or NULL */
+} pm_manager;
+
+extern PyType_Spec pm_manager_type_spec;
+
+/* All methods, in the order of the documentation; manager.c. */
+extern const pm_function_spec pm_manager_methods[];
+extern const pm_function_spec pm_get_port_manager_spec;
+
+/* The three methods that may be overridden: what attribute lookup finds now, if it is not the
+ * built-in one. 1 with a new reference, 0, or -1 on error. `name` is one of state->names'. */
+int pm_manager_override(pm_manager *self, PyObject *name, PyObject *builtin, PyObject **found);
+
+/* _override(manager, "is_port_available") -> the override or None. */
+extern PyMethodDef pm_override_def;
+
+/* Calls an override of is_port_available: (port), with host only where it is not the default.
+ * What it returned, to be awaited. */
+PyObject *pm_manager_ask(PyObject *override, long port, PyObject *host);
+
+/* getattr(manager, "allocated_ports") after holds that no longer stand were given back. */
+PyObject *pm_manager_allocated_ports(pm_manager *self);
+
+/* Cancels the monitor of a port, if there is one, and forgets it; -1 on error. */
+int pm_manager_stop_monitor(pm_manager *self, PyObject *port);
+int pm_manager_stop_monitors(pm_manager *self);
+
+/* Gives back every reservation and clears allocated_ports. */
+int pm_manager_clear(pm_manager *self);
+
+/* The kinds of coroutines, by the file that has their steps. */
+extern const pm_coroutine_kind pm_is_port_available;   /* probing.c */
+extern const pm_coroutine_kind pm_find_available_port;
+extern const pm_coroutine_kind pm_allocate_port;       /* allocating.c */
+extern const pm_coroutine_kind pm_allocate_all_ports;
+extern const pm_coroutine_kind pm_get_port_status;     /* looking.c */
+extern const pm_coroutine_kind pm_wait_for_port;
+extern const pm_coroutine_kind pm_save_configuration;  /* saving.c */
+extern const pm_coroutine_kind pm_cleanup;
+
+#endif

@@ -1,0 +1,27 @@
+/* Exceptions that are put together by hand. */
+#ifndef PM_RAISE_H
+#define PM_RAISE_H
+
+#include <stdbool.h>
+
+#include "core/status.h"
+#include "ext/python.h"
+
+/* Is StopIteration set? Then it is cleared and its value, a new reference, put in *value. */
+bool pm_fetch_stop_iteration(PyObject **value);
+
+/* Raises StopIteration(value), whatever the value is. */
+void pm_set_stop_iteration(PyObject *value);
+
+/* Raises `type(message)` in place of the exception that is set, which becomes its cause. */
+void pm_raise_from_current(PyObject *type, const char *message);
+
+/* Raises what was given to throw(type[, value[, traceback]]); with a TypeError set instead and
+ * false returned if that is no exception. */
+bool pm_raise_thrown(PyObject *type, PyObject *value, PyObject *traceback);
+
+/* Raises OSError(errno, ...) for a status whose answer is not known; `doing` and the port say
+ * what was tried. Always NULL. */
+PyObject *pm_raise_unknown(const char *doing, long port);
+
+#endif

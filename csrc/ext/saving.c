@@ -1,0 +1,149 @@
+/* save_configuration and cleanup: the file itself is portmanager/_config_file.py's. */
+#include <stdbool.h>
+
+#include "ext/log.h"
+#include "ext/loop.h"
+#include "ext/manager.h"
+#include "ext/values.h"
+
+enum { SELF, FILE_PATH };
+enum { BEGIN, SAVED };
+
+static pm_manager *manager_of(pm_coroutine *co)
+{
+    return (pm_manager *)co->vars[SELF];
+}
+
+/* config.port_config_path; a new reference. */
+static PyObject *configured_path(pm_manager *manager)
+{
+    PyObject *config = PyObject_GetAttr((PyObject *)manager, manager->state->names.config);
+    PyObject *path =
+        config ? PyObject_GetAttr(config, manager->state->names.port_config_path) : NULL;
+    Py_XDECREF(config);
+    return path;
+}
+
+/* The allocations with status 'allocated', as a list. */
+static PyObject *allocated(pm_manager *manager)
+{
+    PyObject *entries = pm_manager_allocated_ports(manager);
+    PyObject *values = entries ? PyMapping_Values(entries) : NULL;
+    PyObject *list = values ? PyList_New(0) : NULL;
+    long port;
+
+    for (Py_ssize_t i = 0; list && i < PyList_Size(values); i++) {
+        PyObject *allocation = PyList_GetItem(values, i);
+        int is = pm_allocated_port(manager->state, allocation, &port);
+        if (is < 0 || (is && PyList_Append(list, allocation) < 0)) {
+            Py_CLEAR(list);
+        }
+    }
+    Py_XDECREF(values);
+    Py_XDECREF(entries);
+    return list;
+}
+
+/* Calls a function of _config_file with (path, configs, allocations, loaded), off the loop:
+ * PM_AWAIT, or PM_DONE where no loop runs. The lists are copies, so that the thread sees one
+ * moment. */
+static pm_outcome save(pm_coroutine *co, const char *function, PyObject *path, PyObject **out)
+{
+    pm_manager *manager = manager_of(co);
+    PyObject *module = PyImport_ImportModule("portmanager._config_file");
+    PyObject *call = module ? PyObject_GetAttrString(module, function) : NULL;
+    PyObject *configs = PyObject_GetAttr((PyObject *)manager, manager->state->names.port_configs);
+    PyObject *values = configs ? PyMapping_Values(configs) : NULL;
+    PyObject *allocations = values ? allocated(manager) : NULL;
+    PyObject *arguments = NULL;
+    pm_outcome outcome = PM_ERROR;
+
+    if (call && allocations) {
+        arguments = PyTuple_Pack(4, path, values, allocations,
+                                 manager->config_file ? manager->config_file : Py_None);
+    }
+    if (arguments) {
+        int waits = pm_loop_run_in_thread(manager->state, call, arguments, out);
+        outcome = waits < 0 ? PM_ERROR : waits ? PM_AWAIT : PM_DONE;
+    }
+    co->state = SAVED;
+    Py_XDECREF(arguments);
+    Py_XDECREF(allocations);
+    Py_XDECREF(values);
+    Py_XDECREF(configs);
+    Py_XDECREF(call);
+    Py_XDECREF(module);
+    return outcome;
+}
+
+/* ---- save_configuration -------------------------------------------------------------------- */
+
+static pm_outcome save_configuration_step(pm_coroutine *co, PyObject *received, PyObject **out)
+{
+    PyObject *path = co->vars[FILE_PATH];
+    pm_outcome outcome;
+
+    if (co->state == SAVED) {
+        *out = Py_XNewRef(received);
+        return received ? PM_DONE : PM_ERROR;
+    }
+    path = path && path != Py_None ? Py_NewRef(path) : configured_path(manager_of(co));
+    if (!path) {
+        return PM_ERROR;
+    }
+    int given = PyObject_IsTrue(path);
+    if (given == 0) {
+        PyErr_SetString(PyExc_ValueError,
+                        "No configuration file path: give file_path to save_configuration(), or "
+                        "port_config_path to PortManagerConfig");
+    }
+    outcome = given == 1 ? save(co, "save", path, out) : PM_ERROR;
+    Py_DECREF(path);
+    return outcome;
+}
+
+const pm_coroutine_kind pm_save_configuration = {.step = save_configuration_step};
+
+/* ---- cleanup ------------------------------------------------------------------------------- */
+
+/* Clears, also when the saving was cancelled: then with the exception set aside. */
+static pm_outcome clear(pm_coroutine *co, bool failed, PyObject **out)
+{
+    PyObject *type, *value, *traceback;
+
+    PyErr_Fetch(&type, &value, &traceback);
+    int result = pm_manager_clear(manager_of(co));
+    if (result == 0) {
+        pm_log(co->module_state, PM_INFO, "Cleaned up: every port is given back");
+    }
+    if (failed) {
+        PyErr_Restore(type, value, traceback);
+        return PM_ERROR;
+    }
+    *out = result < 0 ? NULL : Py_NewRef(Py_None);
+    return *out ? PM_DONE : PM_ERROR;
+}
+
+static pm_outcome cleanup_step(pm_coroutine *co, PyObject *received, PyObject **out)
+{
+    pm_outcome outcome = PM_DONE;
+    PyObject *path;
+    int wanted;
+
+    if (co->state == SAVED) {
+        return clear(co, received == NULL, out);
+    }
+    path = pm_manager_stop_monitors(manager_of(co)) < 0 ? NULL : configured_path(manager_of(co));
+    wanted = path ? PyObject_IsTrue(path) : -1;
+    if (wanted == 1) {
+        outcome = save(co, "save_at_cleanup", path, out);
+    }
+    Py_XDECREF(path);
+    if (outcome == PM_AWAIT) {
+        return PM_AWAIT;
+    }
+    Py_CLEAR(*out);
+    return clear(co, wanted < 0 || outcome == PM_ERROR, out);
+}
+
+const pm_coroutine_kind pm_cleanup = {.step = cleanup_step};

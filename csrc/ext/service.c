@@ -1,0 +1,132 @@
+#include "ext/service.h"
+
+#include <limits.h>
+#include <math.h>
+
+#include "ext/values.h"
+
+/* Turns the Exception that is set into the message; -1 if it is none. */
+static int complain(const char *owner, PyObject *name, PyObject **message)
+{
+    PyObject *type, *value, *traceback, *text;
+
+    if (!PyErr_ExceptionMatches(PyExc_Exception)) {
+        return -1;
+    }
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    text = PyObject_Str(value);
+    if (!text) {
+        PyErr_Clear();
+        text = PyObject_Repr(type);
+    }
+    if (text) {
+        *message = name ? PyUnicode_FromFormat("Invalid %s for service %R: %U", owner, name, text)
+                        : PyUnicode_FromFormat("Invalid %s: %U", owner, text);
+    }
+    Py_XDECREF(text);
+    Py_XDECREF(type);
+    Py_XDECREF(value);
+    Py_XDECREF(traceback);
+    return *message ? 0 : -1;
+}
+
+static bool read_range(PyObject *range, pm_service *service)
+{
+    static const char expected[] = "a pair (first, last) of ports with first <= last, or None";
+    long ends[2];
+    bool pair = !PyUnicode_Check(range) && !PyBytes_Check(range) && PySequence_Check(range) &&
+                PySequence_Size(range) == 2;
+
+    for (Py_ssize_t i = 0; pair && i < 2; i++) {
+        PyObject *item = PySequence_GetItem(range, i);
+        pair = item && pm_port_from(item, "range", 1, &ends[i]);
+        Py_XDECREF(item);
+    }
+    if (pair && ends[0] <= ends[1]) {
+        service->has_range = true;
+        service->first = (uint16_t)ends[0];
+        service->last = (uint16_t)ends[1];
+        return true;
+    }
+    if (PyErr_Occurred() && !pm_clear_exception()) {
+        return false;
+    }
+    PyObject *text = pm_safe_repr(range);
+    if (text) {
+        PyErr_Format(PyExc_ValueError, "range must be %s in 1..65535, not %U", expected, text);
+        Py_DECREF(text);
+    }
+    return false;
+}
+
+static bool read_port_config(pm_state *state, PyObject *config, pm_service *service)
+{
+    PyObject *range = NULL;
+    bool good = false;
+    long port;
+
+    service->default_port = PyObject_GetAttr(config, state->names.default_port);
+    if (!service->default_port || !pm_port_from(service->default_port, "default_port", 0, &port)) {
+        goto done;
+    }
+    service->port = (uint16_t)port;
+    range = PyObject_GetAttr(config, state->names.range);
+    if (!range) {
+        goto done;
+    }
+    good = range == Py_None || read_range(range, service);
+done:
+    Py_XDECREF(range);
+    return good;
+}
+
+static bool read_manager_config(pm_state *state, PyObject *config, pm_service *service)
+{
+    PyObject *fall_back = PyObject_GetAttr(config, state->names.enable_auto_allocation);
+    PyObject *retries = NULL, *delay = NULL;
+    bool good = false;
+    int truth = fall_back ? PyObject_IsTrue(fall_back) : -1;
+
+    retries = truth < 0 ? NULL : PyObject_GetAttr(config, state->names.max_retries);
+    if (!retries ||
+        !pm_integer_from(retries, "max_retries", LONG_MIN, LONG_MAX, &service->max_retries)) {
+        goto done;
+    }
+    delay = PyObject_GetAttr(config, state->names.retry_delay);
+    if (!delay || !pm_seconds_from(delay, "retry_delay", &service->retry_delay)) {
+        goto done;
+    }
+    service->may_fall_back = truth == 1;
+    if (service->retry_delay < 0) {
+        service->retry_delay = 0;
+    }
+    good = true;
+done:
+    Py_XDECREF(fall_back);
+    Py_XDECREF(retries);
+    Py_XDECREF(delay);
+    return good;
+}
+
+int pm_service_read(pm_manager *self, PyObject *name, PyObject *config, pm_service *service,
+                    PyObject **message)
+{
+    PyObject *manager_config;
+    int result;
+
+    *message = NULL;
+    if (!PyUnicode_Check(name)) {
+        *message = PyUnicode_FromFormat("Invalid service name %R: it must be a str", name);
+        return *message ? 0 : -1;
+    }
+    if (!read_port_config(self->state, config, service)) {
+        return complain("configuration", name, message);
+    }
+    manager_config = PyObject_GetAttr((PyObject *)self, self->state->names.config);
+    result = manager_config && read_manager_config(self->state, manager_config, service)
+                 ? 1
+                 : complain("PortManagerConfig", NULL, message);
+    Py_XDECREF(manager_config);
+    return result;
+}
