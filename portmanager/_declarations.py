@@ -8,6 +8,7 @@ that Python itself words the TypeError. What the functions do is in ``csrc/ext``
 Annotations are real objects, not strings, and written as the documentation writes them.
 """
 
+import asyncio
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Awaitable, Dict, List, Optional
@@ -179,7 +180,7 @@ class PortManager:
         raise NotImplementedError
 
     def start_port_monitoring(
-        self, service_name: str, interval: float = 5.0, loop: Optional[Any] = None
+        self, service_name: str, interval: float = 5.0, loop: Optional[asyncio.AbstractEventLoop] = None
     ) -> None:
         """Look every ``interval`` seconds whether something listens on a service's port.
 

@@ -271,7 +271,7 @@ class _Watcher:
             wait = min(wait, PATIENCE)
         somebody_left = False
         try:
-            arrived = self._inbox.get(timeout=max(wait, 0.0))
+            arrived = self._inbox.get(True, max(wait, 0.0))
             while True:
                 if arrived is None:
                     somebody_left = True

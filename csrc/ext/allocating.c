@@ -516,13 +516,13 @@ static pm_outcome found(pm_coroutine *co, PyObject *received, PyObject **out)
     return find_next(co, out);
 }
 
-/* One core walk for the default alone, with the answer kept for the override to confirm. */
-static pm_outcome ask_default(pm_coroutine *co, PyObject *override, PyObject **out)
+/* The default port, by its override if there is one, else by core alone. */
+static pm_outcome ask_default(pm_coroutine *co, bool overridden, PyObject **out)
 {
     allocate_frame *frame = co->frame;
     uint16_t port = frame->service.port;
 
-    if (!override) {
+    if (!overridden) {
         pm_allocation allocation;
         pm_status status = run_walk(co, false, &allocation);
         if (status == PM_HELD) {
@@ -536,7 +536,7 @@ static pm_outcome ask_default(pm_coroutine *co, PyObject *override, PyObject **o
     if (claimed <= 0) {
         return claimed < 0 ? PM_ERROR : begin_range(co, out);
     }
-    return wait_for(co, pm_manager_ask(override, port, NULL), ASKED_DEFAULT, out);
+    return wait_for(co, pm_manager_ask(manager_of(co), port, NULL), ASKED_DEFAULT, out);
 }
 
 static pm_outcome asked_default(pm_coroutine *co, PyObject *received, PyObject **out)
@@ -556,27 +556,17 @@ static pm_outcome asked_default(pm_coroutine *co, PyObject *received, PyObject *
 
 static pm_outcome run_round(pm_coroutine *co, PyObject **out)
 {
-    pm_state *state = co->module_state;
-    pm_manager *manager = manager_of(co);
     allocate_frame *frame = co->frame;
-    PyObject *is_available = NULL, *find = NULL;
-    pm_outcome outcome = PM_ERROR;
-    int probed, searched;
+    int probed = pm_manager_overrides_probe(manager_of(co));
+    int searched = probed < 0 ? -1 : pm_manager_overrides_search(manager_of(co));
 
-    if (frame->service.port == 0) {
-        return core_round(co, out); /* no default to ask about, no range to search */
+    if (searched < 0) {
+        return PM_ERROR;
     }
-    probed = pm_manager_override(manager, state->names.is_port_available,
-                                 state->builtin_is_port_available, &is_available);
-    searched = pm_manager_override(manager, state->names.find_available_port,
-                                   state->builtin_find_available_port, &find);
-    if (probed >= 0 && searched >= 0) {
-        frame->find_overridden = searched;
-        outcome = probed || searched ? ask_default(co, is_available, out) : core_round(co, out);
-    }
-    Py_XDECREF(is_available);
-    Py_XDECREF(find);
-    return outcome;
+    frame->find_overridden = searched;
+    /* Any free port: there is no default to ask about and no range to search. */
+    return frame->service.port == 0 || (!probed && !searched) ? core_round(co, out)
+                                                              : ask_default(co, probed, out);
 }
 
 static pm_outcome allocate_port_step(pm_coroutine *co, PyObject *received, PyObject **out)

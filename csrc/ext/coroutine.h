@@ -32,9 +32,10 @@ typedef enum { PM_CREATED, PM_SUSPENDED, PM_RUNNING, PM_CLOSED } pm_life;
 
 typedef struct pm_coroutine {
     PyObject_HEAD
-    const struct pm_coroutine_kind *kind;
-    pm_state *module_state;
-    pm_function *function; /* keeps the state alive */
+    const pm_function_spec *spec; /* has the kind */
+    pm_state *module_state;       /* lives as long as the type */
+    PyObject *name, *qualname;    /* NULL: as in the spec */
+    PyObject *origin;             /* a tuple for cr_origin, or NULL */
     PyObject *awaited;     /* what is awaited, */
     PyObject *awaiting;    /* and its iterator */
     PyObject *vars[PM_VARS_MAX]; /* the arguments first; NULL for those left out */
@@ -53,15 +54,17 @@ typedef struct pm_coroutine_kind {
     void (*end)(pm_coroutine *co);
 } pm_coroutine_kind;
 
-PyObject *pm_coroutine_new(pm_state *state, pm_function *function, PyObject *const *arguments);
+PyObject *pm_coroutine_new(pm_state *state, const pm_function_spec *spec,
+                           PyObject *const *arguments);
 
 /* Runs until it awaits, is done or fails, as PyIter_Send. */
 PySendResult pm_coroutine_send(pm_coroutine *self, PyObject *value, PyObject **result);
 
-/* The same with the exception that is set, which goes in. */
-PySendResult pm_coroutine_throw(pm_coroutine *self, PyObject **result);
+/* The same with an exception, given as to throw(type[, value[, traceback]]): a tuple. */
+PySendResult pm_coroutine_throw(pm_coroutine *self, PyObject *thrown, PyObject **result);
 
-/* Warns if it was never awaited, and closes it. Nobody is given a reference to it. */
+/* Warns if it was never awaited, and closes it: the end of its life, by reference count or as
+ * garbage. All that it owns is given up here. */
 void pm_coroutine_finalize(pm_coroutine *self);
 
 /* coroutine_type.c: the coroutine, and what its __await__ returns. */

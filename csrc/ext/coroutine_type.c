@@ -21,46 +21,49 @@ static PyObject *coroutine_send(pm_coroutine *self, PyObject *value)
 
 static PyObject *coroutine_throw(pm_coroutine *self, PyObject *args)
 {
-    PyObject *type, *value = NULL, *traceback = NULL, *result;
+    PyObject *result;
+    Py_ssize_t given = PyTuple_Size(args);
 
-    if (!PyArg_UnpackTuple(args, "throw", 1, 3, &type, &value, &traceback)) {
-        return NULL;
+    if (given < 1 || given > 3) {
+        return PyErr_Format(PyExc_TypeError, "throw expected %s %d argument%s, got %zd",
+                            given ? "at most" : "at least", given ? 3 : 1, given ? "s" : "",
+                            given);
     }
-    if (value && self->module_state->minor >= 12 &&
+    if (given > 1 && self->module_state->minor >= 12 &&
         PyErr_WarnEx(PyExc_DeprecationWarning,
                      "the (type, exc, tb) signature of throw() is deprecated, "
                      "use the single-arg signature instead.",
                      1) < 0) {
         return NULL;
     }
-    if (!pm_raise_thrown(type, value, traceback)) {
-        return NULL;
-    }
-    PySendResult sent = pm_coroutine_throw(self, &result);
+    PySendResult sent = pm_coroutine_throw(self, args, &result);
     return method_result(sent, result);
 }
 
 static PyObject *coroutine_close(pm_coroutine *self, PyObject *unused)
 {
-    PyObject *result;
+    PyObject *exit, *result = NULL;
+    PySendResult sent = PYGEN_ERROR;
 
     (void)unused;
     if (self->life == PM_CLOSED) {
         Py_RETURN_NONE;
     }
-    PyErr_SetNone(PyExc_GeneratorExit);
-    PySendResult sent = pm_coroutine_throw(self, &result);
+    exit = PyTuple_Pack(1, PyExc_GeneratorExit);
+    if (exit) {
+        sent = pm_coroutine_throw(self, exit, &result);
+        Py_DECREF(exit);
+    }
+    Py_XDECREF(result);
     if (sent == PYGEN_NEXT) {
-        Py_DECREF(result);
         PyErr_SetString(PyExc_RuntimeError, "coroutine ignored GeneratorExit");
         return NULL;
     }
-    if (sent == PYGEN_RETURN) {
-        Py_DECREF(result);
-    } else if (PyErr_ExceptionMatches(PyExc_GeneratorExit)) {
+    if (sent == PYGEN_ERROR) {
+        if (!PyErr_ExceptionMatches(PyExc_GeneratorExit)) {
+            return NULL;
+        }
         PyErr_Clear();
-    } else {
-        return NULL;
     }
     Py_RETURN_NONE;
 }
@@ -70,13 +73,35 @@ static PyObject *coroutine_close(pm_coroutine *self, PyObject *unused)
 static PyObject *get_name(pm_coroutine *self, void *unused)
 {
     (void)unused;
-    return PyUnicode_FromString(self->function->spec->name);
+    return self->name ? Py_NewRef(self->name) : PyUnicode_FromString(self->spec->name);
 }
 
 static PyObject *get_qualname(pm_coroutine *self, void *unused)
 {
     (void)unused;
-    return pm_function_qualname(self->function);
+    return self->qualname ? Py_NewRef(self->qualname) : pm_spec_qualname(self->spec);
+}
+
+static int set_text(PyObject **slot, const char *name, PyObject *value)
+{
+    if (!value || !PyUnicode_Check(value)) {
+        PyErr_Format(PyExc_TypeError, "%s must be set to a string object", name);
+        return -1;
+    }
+    pm_set(slot, Py_NewRef(value));
+    return 0;
+}
+
+static int set_name(pm_coroutine *self, PyObject *value, void *unused)
+{
+    (void)unused;
+    return set_text(&self->name, "__name__", value);
+}
+
+static int set_qualname(pm_coroutine *self, PyObject *value, void *unused)
+{
+    (void)unused;
+    return set_text(&self->qualname, "__qualname__", value);
 }
 
 static PyObject *get_class(pm_coroutine *self, void *unused)
@@ -106,13 +131,13 @@ static PyObject *get_awaited(pm_coroutine *self, void *unused)
 static PyObject *get_code(pm_coroutine *self, void *unused)
 {
     (void)unused;
-    return pm_function_declared(self->function, "__code__");
+    return pm_spec_declared(self->module_state, self->spec, "__code__");
 }
 
 static PyObject *get_origin(pm_coroutine *self, void *unused)
 {
-    (void)self, (void)unused;
-    Py_RETURN_NONE;
+    (void)unused;
+    return Py_NewRef(self->origin ? self->origin : Py_None);
 }
 
 /* There is no frame; what inspect and asyncio read of one is the declaration's place, and
@@ -125,9 +150,9 @@ static PyObject *get_frame(pm_coroutine *self, void *unused)
     if (self->life == PM_CLOSED) {
         Py_RETURN_NONE;
     }
-    code = pm_function_declared(self->function, "__code__");
+    code = pm_spec_declared(self->module_state, self->spec, "__code__");
     line = code ? PyObject_GetAttrString(code, "co_firstlineno") : NULL;
-    globals = line ? pm_function_declared(self->function, "__globals__") : NULL;
+    globals = line ? pm_spec_declared(self->module_state, self->spec, "__globals__") : NULL;
     if (globals) {
         fields = Py_BuildValue("{sOsOsOsOs{}sisO}", "f_code", code, "f_lineno", line, "f_back",
                                Py_None, "f_globals", globals, "f_locals", "f_lasti",
@@ -148,8 +173,8 @@ static PyObject *get_frame(pm_coroutine *self, void *unused)
 #define GETTER(name, function) {name, (getter)(function), NULL, NULL, NULL}
 
 static PyGetSetDef coroutine_getset[] = {
-    GETTER("__name__", get_name),
-    GETTER("__qualname__", get_qualname),
+    {"__name__", (getter)get_name, (setter)set_name, NULL, NULL},
+    {"__qualname__", (getter)get_qualname, (setter)set_qualname, NULL, NULL},
     GETTER("__class__", get_class),
     GETTER("cr_running", get_running),
     GETTER("cr_suspended", get_suspended),
@@ -174,7 +199,7 @@ static PyMethodDef coroutine_methods[] = {
 
 static PyObject *coroutine_repr(pm_coroutine *self)
 {
-    PyObject *name = pm_function_qualname(self->function), *text;
+    PyObject *name = get_qualname(self, NULL), *text;
     if (!name) {
         return NULL;
     }
@@ -185,10 +210,15 @@ static PyObject *coroutine_repr(pm_coroutine *self)
 
 /* ---- life -------------------------------------------------------------------------------- */
 
+/* There is no dealloc: the interpreter's own calls finalize, which may hand the coroutine to
+ * hooks that keep it, and frees it if none did. */
+
 static int coroutine_traverse(pm_coroutine *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
-    Py_VISIT(self->function);
+    Py_VISIT(self->name);
+    Py_VISIT(self->qualname);
+    Py_VISIT(self->origin);
     Py_VISIT(self->awaited);
     Py_VISIT(self->awaiting);
     for (int i = 0; i < PM_VARS_MAX; i++) {
@@ -201,21 +231,6 @@ static int coroutine_clear(pm_coroutine *self)
 {
     pm_coroutine_finalize(self);
     return 0;
-}
-
-static void coroutine_dealloc(pm_coroutine *self)
-{
-    PyTypeObject *type = Py_TYPE(self);
-    PyObject_GC_UnTrack(self);
-    if (self->weakrefs) {
-        PyObject_ClearWeakRefs((PyObject *)self);
-    }
-    pm_coroutine_finalize(self);
-    Py_XDECREF(self->function);
-    PyMem_Free(self->frame);
-    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
-    release(self);
-    Py_DECREF(type);
 }
 
 /* ---- what __await__ returns ---------------------------------------------------------------- */
@@ -251,7 +266,13 @@ static PySendResult awaiter_am_send(PyObject *self, PyObject *value, PyObject **
 
 static PyObject *awaiter_next(pm_awaiter *self)
 {
-    return coroutine_send(self->coroutine, Py_None);
+    PyObject *result;
+    PySendResult sent = pm_coroutine_send(self->coroutine, Py_None, &result);
+    if (sent == PYGEN_RETURN && result == Py_None) {
+        Py_CLEAR(result); /* no exception: StopIteration without a value */
+        return NULL;
+    }
+    return method_result(sent, result);
 }
 
 static PyObject *awaiter_send(pm_awaiter *self, PyObject *value)
@@ -286,6 +307,17 @@ static void awaiter_dealloc(pm_awaiter *self)
     Py_DECREF(type);
 }
 
+/* Where a debugger walks along cr_await, it finds the coroutine's attributes. */
+static PyObject *awaiter_getattr(pm_awaiter *self, PyObject *name)
+{
+    PyObject *value = PyObject_GenericGetAttr((PyObject *)self, name);
+    if (!value && PyErr_ExceptionMatches(PyExc_AttributeError)) {
+        PyErr_Clear();
+        value = PyObject_GetAttr((PyObject *)self->coroutine, name);
+    }
+    return value;
+}
+
 static PyMethodDef awaiter_methods[] = {
     {"send", (PyCFunction)awaiter_send, METH_O, NULL},
     {"throw", (PyCFunction)awaiter_throw, METH_VARARGS, NULL},
@@ -294,6 +326,7 @@ static PyMethodDef awaiter_methods[] = {
 };
 
 static PyType_Slot awaiter_slots[] = {
+    {Py_tp_getattro, awaiter_getattr},
     {Py_tp_iter, PyObject_SelfIter},
     {Py_tp_iternext, awaiter_next},
     {Py_am_send, awaiter_am_send},
@@ -320,7 +353,6 @@ static PyType_Slot coroutine_slots[] = {
     {Py_tp_traverse, coroutine_traverse},
     {Py_tp_clear, coroutine_clear},
     {Py_tp_finalize, pm_coroutine_finalize},
-    {Py_tp_dealloc, coroutine_dealloc},
     {0, NULL},
 };
 

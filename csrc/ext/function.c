@@ -9,9 +9,8 @@ static pm_state *state_of(const pm_function *self)
     return pm_state_of_module(self->module);
 }
 
-PyObject *pm_function_qualname(const pm_function *self)
+PyObject *pm_spec_qualname(const pm_function_spec *spec)
 {
-    const pm_function_spec *spec = self->spec;
     return spec->owner ? PyUnicode_FromFormat("%s.%s", spec->owner, spec->name)
                        : PyUnicode_FromString(spec->name);
 }
@@ -30,20 +29,11 @@ static PyObject *declared(pm_state *state, const char *owner_name, const char *n
     return found;
 }
 
-/* The real function of the same name: a new reference. */
-static PyObject *declaration(const pm_function *self)
+PyObject *pm_spec_declared(pm_state *state, const pm_function_spec *spec, const char *attribute)
 {
-    return declared(state_of(self), self->spec->owner, self->spec->name);
-}
-
-PyObject *pm_function_declared(pm_function *self, const char *attribute)
-{
-    PyObject *function = declaration(self), *value;
-    if (!function) {
-        return NULL;
-    }
-    value = PyObject_GetAttrString(function, attribute);
-    Py_DECREF(function);
+    PyObject *function = declared(state, spec->owner, spec->name), *value;
+    value = function ? PyObject_GetAttrString(function, attribute) : NULL;
+    Py_XDECREF(function);
     return value;
 }
 
@@ -97,7 +87,8 @@ static bool arrange(const pm_function *self, PyObject *args, PyObject *kwargs,
 /* Lets Python word the TypeError of a call that does not fit. */
 static PyObject *refuse(const pm_function *self, PyObject *args, PyObject *kwargs)
 {
-    PyObject *function = declaration(self), *result;
+    const pm_function_spec *spec = self->spec;
+    PyObject *function = declared(state_of(self), spec->owner, spec->name), *result;
     if (!function) {
         return NULL;
     }
@@ -106,7 +97,7 @@ static PyObject *refuse(const pm_function *self, PyObject *args, PyObject *kwarg
     if (result) {
         Py_DECREF(result);
         PyErr_Format(PyExc_SystemError, "the declaration of %s() does not match its code",
-                     self->spec->name);
+                     spec->name);
     }
     return NULL;
 }
@@ -131,7 +122,7 @@ static PyObject *function_call(pm_function *self, PyObject *args, PyObject *kwar
                             (PyObject *)Py_TYPE(arguments[0]));
     }
     if (spec->kind) {
-        return pm_coroutine_new(state, self, arguments);
+        return pm_coroutine_new(state, spec, arguments);
     }
     /* A keyword's value is only borrowed from a dict that other code may reach. */
     for (int i = 0; i < PM_PARAMETERS_MAX; i++) {
@@ -165,7 +156,7 @@ static PyObject *get_name(pm_function *self, void *unused)
 static PyObject *get_qualname(pm_function *self, void *unused)
 {
     (void)unused;
-    return pm_function_qualname(self);
+    return pm_spec_qualname(self->spec);
 }
 
 static PyObject *get_module(pm_function *self, void *unused)
@@ -182,7 +173,7 @@ static PyObject *get_class(pm_function *self, void *unused)
 
 static PyObject *get_declared(pm_function *self, void *attribute)
 {
-    return pm_function_declared(self, attribute);
+    return pm_spec_declared(state_of(self), self->spec, attribute);
 }
 
 #define GETTER(name, function, closure) {name, (getter)(function), NULL, NULL, closure}
@@ -216,7 +207,7 @@ static PyMemberDef function_members[] = {
 static PyObject *function_reduce(pm_function *self, PyObject *unused)
 {
     (void)unused;
-    return pm_function_qualname(self);
+    return pm_spec_qualname(self->spec);
 }
 
 static PyMethodDef function_methods[] = {
@@ -226,7 +217,7 @@ static PyMethodDef function_methods[] = {
 
 static PyObject *function_repr(pm_function *self)
 {
-    PyObject *name = pm_function_qualname(self), *text;
+    PyObject *name = pm_spec_qualname(self->spec), *text;
     if (!name) {
         return NULL;
     }
@@ -359,8 +350,14 @@ int pm_declared_add(PyObject *module, PyObject *class, const char *owner, const 
 
 static PyObject *declared_get(pm_declared *self, PyObject *instance, PyObject *type)
 {
-    (void)instance, (void)type;
-    return declared(pm_state_of_module(self->module), self->owner, self->attribute);
+    pm_state *state = pm_state_of_module(self->module);
+    PyObject *value = declared(state, self->owner, self->attribute);
+
+    (void)type;
+    if (value && instance && (PyObject *)Py_TYPE(value) == state->types_function) {
+        pm_set(&value, PyObject_CallFunctionObjArgs(state->types_method, value, instance, NULL));
+    }
+    return value;
 }
 
 static int declared_traverse(pm_declared *self, visitproc visit, void *arg)

@@ -55,9 +55,9 @@ PyObject *pm_function_new(PyObject *module, const pm_function_spec *spec);
 int pm_functions_add(PyObject *module, PyObject *target, const pm_function_spec *table);
 
 /* What the declaration of a function has under `attribute`; a new reference. */
-PyObject *pm_function_declared(pm_function *self, const char *attribute);
+PyObject *pm_spec_declared(pm_state *state, const pm_function_spec *spec, const char *attribute);
 
 /* `PortManager.get_port`; a new reference. */
-PyObject *pm_function_qualname(const pm_function *self);
+PyObject *pm_spec_qualname(const pm_function_spec *spec);
 
 #endif

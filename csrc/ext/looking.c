@@ -90,7 +90,7 @@ PyMethodDef pm_listening_ports_def = {
 
 /* ---- get_port_status ----------------------------------------------------------------------- */
 
-enum { ITEMS = 1, OVERRIDE, STATUSES };
+enum { ITEMS = 1, STATUSES };
 enum { COLLECT, ANSWERED };
 
 typedef struct {
@@ -216,8 +216,7 @@ static pm_outcome get_port_status_step(pm_coroutine *co, PyObject *received, PyO
     PyObject *items;
 
     if (co->state == COLLECT) {
-        int overridden = pm_manager_override(manager_of(co), state->names.is_port_available,
-                                             state->builtin_is_port_available, &co->vars[OVERRIDE]);
+        int overridden = pm_manager_overrides_probe(manager_of(co));
         co->vars[ITEMS] = overridden < 0 ? NULL : allocated_items(manager_of(co));
         co->vars[STATUSES] = co->vars[ITEMS] ? PyList_New(0) : NULL;
         if (!co->vars[STATUSES]) {
@@ -239,10 +238,11 @@ static pm_outcome get_port_status_step(pm_coroutine *co, PyObject *received, PyO
     for (; frame->next < PyList_Size(items); frame->next++) {
         PyObject *item = PyList_GetItem(items, frame->next);
         if (!frame->passive) {
-            PyObject *port =
-                PyObject_GetAttr(PyTuple_GetItem(item, 1), state->names.allocated_port);
-            *out = port ? PyObject_CallFunctionObjArgs(co->vars[OVERRIDE], port, NULL) : NULL;
-            Py_XDECREF(port);
+            long port = 0;
+            if (pm_allocated_port(state, PyTuple_GetItem(item, 1), &port) < 0) {
+                return PM_ERROR;
+            }
+            *out = pm_manager_ask(manager_of(co), port, NULL);
             return *out ? PM_AWAIT : PM_ERROR;
         }
         if (append_status(co, item, -1) < 0) {
@@ -264,8 +264,7 @@ const pm_coroutine_kind pm_get_port_status = {.step = get_port_status_step,
 
 /* ---- wait_for_port ------------------------------------------------------------------------- */
 
-/* vars: self, the four parameters, then the override */
-enum { PORT = 1, TIMEOUT, CHECK_INTERVAL, HOST, WAIT_OVERRIDE };
+enum { PORT = 1, TIMEOUT, CHECK_INTERVAL, HOST };
 enum { BEGIN, RESOLVED, LOOK, ASKED };
 
 /* The shortest pause between two looks, in seconds, and how pauses grow with the time waited:
@@ -276,6 +275,7 @@ enum { BEGIN, RESOLVED, LOOK, ASKED };
 typedef struct {
     long port;
     double began, timeout, check_interval; /* seconds */
+    bool asks; /* is_port_available is overridden */
     pm_addresses addresses;
 } wait_frame;
 
@@ -325,9 +325,9 @@ static pm_outcome look_for_listener(pm_coroutine *co, PyObject **out)
     pm_status status = PM_OK;
     bool listening = false;
 
-    if (co->vars[WAIT_OVERRIDE]) {
+    if (frame->asks) {
         co->state = ASKED;
-        *out = pm_manager_ask(co->vars[WAIT_OVERRIDE], frame->port, co->vars[HOST]);
+        *out = pm_manager_ask(manager_of(co), frame->port, co->vars[HOST]);
         return *out ? PM_AWAIT : PM_ERROR;
     }
     /* Exact looks at the kernel's table, a few microseconds each: the GIL stays. */
@@ -351,10 +351,9 @@ static pm_outcome begin_wait(pm_coroutine *co, PyObject **out)
     if (!read_wait(co, frame)) {
         return PM_ERROR;
     }
-    int overridden = pm_manager_override(manager_of(co), state->names.is_port_available,
-                                         state->builtin_is_port_available,
-                                         &co->vars[WAIT_OVERRIDE]);
+    int overridden = pm_manager_overrides_probe(manager_of(co));
     if (overridden != 0) {
+        frame->asks = true;
         return overridden < 0 ? PM_ERROR : look_for_listener(co, out);
     }
     switch (pm_host_addresses(state, co->vars[HOST], &frame->addresses, out)) {

@@ -49,10 +49,38 @@ PyMethodDef pm_override_def = {
     "_override", override_of, METH_VARARGS,
     "The override of a manager's is_port_available, or None."};
 
-PyObject *pm_manager_ask(PyObject *override, long port, PyObject *host)
+static int overrides(pm_manager *self, PyObject *name, PyObject *builtin)
 {
-    return pm_host_is_default(host) ? PyObject_CallFunction(override, "l", port)
-                                    : PyObject_CallFunction(override, "lO", port, host);
+    PyObject *found;
+    int overridden = pm_manager_override(self, name, builtin, &found);
+    Py_XDECREF(found);
+    return overridden;
+}
+
+int pm_manager_overrides_probe(pm_manager *self)
+{
+    return overrides(self, self->state->names.is_port_available,
+                     self->state->builtin_is_port_available);
+}
+
+int pm_manager_overrides_search(pm_manager *self)
+{
+    return overrides(self, self->state->names.find_available_port,
+                     self->state->builtin_find_available_port);
+}
+
+PyObject *pm_manager_ask(pm_manager *self, long port, PyObject *host)
+{
+    PyObject *method =
+        PyObject_GetAttr((PyObject *)self, self->state->names.is_port_available);
+    PyObject *answer = NULL;
+
+    if (method) {
+        answer = pm_host_is_default(host) ? PyObject_CallFunction(method, "l", port)
+                                          : PyObject_CallFunction(method, "lO", port, host);
+        Py_DECREF(method);
+    }
+    return answer;
 }
 
 PyObject *pm_manager_allocated_ports(pm_manager *self)

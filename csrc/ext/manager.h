@@ -30,12 +30,16 @@ extern const pm_function_spec pm_get_port_manager_spec;
  * built-in one. 1 with a new reference, 0, or -1 on error. `name` is one of state->names'. */
 int pm_manager_override(pm_manager *self, PyObject *name, PyObject *builtin, PyObject **found);
 
+/* Is is_port_available, or find_available_port, overridden? 1, 0 or -1. */
+int pm_manager_overrides_probe(pm_manager *self);
+int pm_manager_overrides_search(pm_manager *self);
+
 /* _override(manager, "is_port_available") -> the override or None. */
 extern PyMethodDef pm_override_def;
 
-/* Calls an override of is_port_available: (port), with host only where it is not the default.
- * What it returned, to be awaited. */
-PyObject *pm_manager_ask(PyObject *override, long port, PyObject *host);
+/* What is_port_available, as attribute lookup finds it now, returns for a port, to be awaited.
+ * Called with (port), and with host only where it is not the default. */
+PyObject *pm_manager_ask(pm_manager *self, long port, PyObject *host);
 
 /* getattr(manager, "allocated_ports") after holds that no longer stand were given back. */
 PyObject *pm_manager_allocated_ports(pm_manager *self);

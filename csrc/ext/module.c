@@ -73,6 +73,8 @@ static int init_version(pm_state *state)
 {
     PyObject *info = PySys_GetObject("version_info"); /* borrowed */
     PyObject *minor = info ? PySequence_GetItem(info, 1) : NULL;
+    state->get_origin_depth =
+        Py_XNewRef(PySys_GetObject("get_coroutine_origin_tracking_depth"));
     state->minor = minor ? (int)PyLong_AsLong(minor) : -1;
     Py_XDECREF(minor);
     return PyErr_Occurred() ? -1 : 0;
@@ -98,6 +100,16 @@ static int init_python_types(pm_state *state)
     return result;
 }
 
+/* Error messages name a type by what its spec calls it, `portmanager.PortManager`; setting the
+ * name leaves `PortManager`, as for a class made in Python. */
+static int drop_module_name(PyObject *type)
+{
+    PyObject *name = PyObject_GetAttrString(type, "__name__");
+    int result = name ? PyObject_SetAttrString(type, "__name__", name) : -1;
+    Py_XDECREF(name);
+    return result;
+}
+
 static int init_types(PyObject *module, pm_state *state)
 {
     const struct {
@@ -112,7 +124,7 @@ static int init_types(PyObject *module, pm_state *state)
 
     for (size_t i = 0; i < sizeof ours / sizeof *ours; i++) {
         *ours[i].slot = (PyTypeObject *)PyType_FromModuleAndSpec(module, ours[i].spec, NULL);
-        if (!*ours[i].slot) {
+        if (!*ours[i].slot || drop_module_name((PyObject *)*ours[i].slot) < 0) {
             return -1;
         }
     }
@@ -201,7 +213,8 @@ static int for_each_reference(pm_state *state, int (*each)(PyObject **, visitpro
         (PyObject **)&state->hold_type,      (PyObject **)&state->manager_type,
         &state->types_function,              &state->types_coroutine,
         &state->types_method,                &state->types_namespace,
-        &state->default_configs,             &state->singleton,
+        &state->get_origin_depth,            &state->default_configs,
+        &state->singleton,
         &state->declarations,                &state->logger,
         &state->resolve,                     &state->builtin_is_port_available,
         &state->builtin_find_available_port,

@@ -72,6 +72,8 @@ typedef struct {
     PyObject *types_method;
     PyObject *types_namespace;
 
+    PyObject *get_origin_depth; /* sys.get_coroutine_origin_tracking_depth */
+
     PyObject *default_configs;          /* DEFAULT_PORT_CONFIGS */
     PyObject *singleton;                /* get_port_manager's, NULL before its first call */
     PyThread_type_lock singleton_lock;

@@ -87,7 +87,7 @@ const pm_coroutine_kind pm_is_port_available = {.step = is_port_available_step};
 
 /* ---- find_available_port ------------------------------------------------------------------ */
 
-enum { START_PORT = 1, END_PORT, FIND_HOST, OVERRIDE };
+enum { START_PORT = 1, END_PORT, FIND_HOST };
 enum { BEGIN, FIND_RESOLVED, ASK, ASKED };
 
 typedef struct {
@@ -172,7 +172,7 @@ static pm_outcome ask_next(pm_coroutine *co, find_frame *frame, PyObject **out)
         }
         if (!held) {
             co->state = ASKED;
-            *out = pm_manager_ask(co->vars[OVERRIDE], frame->next, co->vars[FIND_HOST]);
+            *out = pm_manager_ask((pm_manager *)co->vars[SELF], frame->next, co->vars[FIND_HOST]);
             return *out ? PM_AWAIT : PM_ERROR;
         }
     }
@@ -199,8 +199,7 @@ static pm_outcome find_begin(pm_coroutine *co, pm_addresses *addresses, PyObject
         *out = Py_NewRef(Py_None);
         return PM_DONE;
     }
-    int overridden = pm_manager_override(manager, state->names.is_port_available,
-                                         state->builtin_is_port_available, &co->vars[OVERRIDE]);
+    int overridden = pm_manager_overrides_probe(manager);
     if (overridden != 0) {
         frame->next = frame->start;
         return overridden < 0 ? PM_ERROR : ask_next(co, frame, out);

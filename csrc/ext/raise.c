@@ -57,8 +57,13 @@ void pm_raise_from_current(PyObject *type, const char *message)
     restore_exception(exception);
 }
 
-bool pm_raise_thrown(PyObject *type, PyObject *value, PyObject *traceback)
+bool pm_raise_thrown(PyObject *thrown)
 {
+    PyObject *type, *value = NULL, *traceback = NULL;
+
+    if (!PyArg_UnpackTuple(thrown, "throw", 1, 3, &type, &value, &traceback)) {
+        return false;
+    }
     if (traceback == Py_None) {
         traceback = NULL;
     }

@@ -16,9 +16,9 @@ void pm_set_stop_iteration(PyObject *value);
 /* Raises `type(message)` in place of the exception that is set, which becomes its cause. */
 void pm_raise_from_current(PyObject *type, const char *message);
 
-/* Raises what was given to throw(type[, value[, traceback]]); with a TypeError set instead and
- * false returned if that is no exception. */
-bool pm_raise_thrown(PyObject *type, PyObject *value, PyObject *traceback);
+/* Raises what was given to throw(type[, value[, traceback]]), a tuple; sets a TypeError and says
+ * false if that is no exception. */
+bool pm_raise_thrown(PyObject *thrown);
 
 /* Raises OSError(errno, ...) for a status whose answer is not known; `doing` and the port say
  * what was tried. Always NULL. */

@@ -1,15 +1,8 @@
 #include "ext/record.h"
 
 #include <stdbool.h>
-#include <string.h>
 
 #include "ext/function.h"
-
-typedef struct {
-    PyObject_HEAD
-    PyObject *dict;
-    PyObject *weakrefs;
-} pm_record;
 
 typedef enum { STR, INT, FLOAT, BOOL, OPTIONAL_STR, OPTIONAL_INT, OPTIONAL_RANGE, OPTIONAL_DATETIME } field_type;
 
@@ -21,10 +14,8 @@ typedef struct {
     field_default value;
 } field;
 
-#define MODULE "portmanager."
-
 typedef struct {
-    const char *qualified; /* kept by the type as long as that lives */
+    const char *name;
     const char *doc;
     field fields[PM_FIELDS_MAX + 1]; /* a NULL name ends them */
 } record_spec;
@@ -62,7 +53,7 @@ typedef struct {
 
 static const record_spec records[PM_RECORDS] = {
     [PM_RECORD_PORT_CONFIG] =
-        {MODULE "PortConfig",
+        {"PortConfig",
          "Configuration of a service's port.\n\n"
          "service: the service's name.\n"
          "default_port: the preferred port, 1..65535; 0 means any free port.\n"
@@ -71,7 +62,7 @@ static const record_spec records[PM_RECORDS] = {
          "required: does allocate_all_ports() allocate it?",
          {PORT_CONFIG_FIELDS(FIELD)}},
     [PM_RECORD_PORT_ALLOCATION] =
-        {MODULE "PortAllocation",
+        {"PortAllocation",
          "Result of allocating a port.\n\n"
          "service: the service's name.\n"
          "requested_port: the configured default port.\n"
@@ -80,7 +71,7 @@ static const record_spec records[PM_RECORDS] = {
          "message: the same for people.",
          {PORT_ALLOCATION_FIELDS(FIELD)}},
     [PM_RECORD_PORT_STATUS] =
-        {MODULE "PortStatus",
+        {"PortStatus",
          "Status of an allocated port.\n\n"
          "port: the port.\n"
          "service: the service's name.\n"
@@ -89,7 +80,7 @@ static const record_spec records[PM_RECORDS] = {
          "allocated_at: when it was allocated, a naive local datetime.",
          {PORT_STATUS_FIELDS(FIELD)}},
     [PM_RECORD_PORT_MANAGER_CONFIG] =
-        {MODULE "PortManagerConfig",
+        {"PortManagerConfig",
          "Configuration of a PortManager.\n\n"
          "port_config_path: the JSON file that is loaded at construction and saved by cleanup().\n"
          "enable_auto_allocation: may a service get another port of its range?\n"
@@ -278,70 +269,7 @@ static PyObject *record_eq(pm_state *state, const pm_function_spec *spec,
     return equal < 0 ? NULL : PyBool_FromLong(equal);
 }
 
-/* copy.replace(), which CPython 3.13 brought. */
-static PyObject *record_replace(PyObject *self, PyObject *args, PyObject *changes)
-{
-    PyObject *module, *replace, *arguments, *result = NULL;
-
-    if (PyTuple_Size(args) > 0) {
-        return PyErr_Format(PyExc_TypeError, "__replace__() takes keyword arguments only");
-    }
-    module = PyImport_ImportModule("dataclasses");
-    replace = module ? PyObject_GetAttrString(module, "replace") : NULL;
-    arguments = replace ? PyTuple_Pack(1, self) : NULL;
-    if (arguments) {
-        result = PyObject_Call(replace, arguments, changes);
-    }
-    Py_XDECREF(arguments);
-    Py_XDECREF(replace);
-    Py_XDECREF(module);
-    return result;
-}
-
 /* ---- the classes -------------------------------------------------------------------------- */
-
-static int record_traverse(pm_record *self, visitproc visit, void *arg)
-{
-    Py_VISIT(Py_TYPE(self));
-    Py_VISIT(self->dict);
-    return 0;
-}
-
-static int record_clear(pm_record *self)
-{
-    Py_CLEAR(self->dict);
-    return 0;
-}
-
-static void record_dealloc(pm_record *self)
-{
-    PyTypeObject *type = Py_TYPE(self);
-    PyObject_GC_UnTrack(self);
-    if (self->weakrefs) {
-        PyObject_ClearWeakRefs((PyObject *)self);
-    }
-    record_clear(self);
-    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
-    release(self);
-    Py_DECREF(type);
-}
-
-static PyGetSetDef record_getset[] = {
-    {"__dict__", PyObject_GenericGetDict, PyObject_GenericSetDict, NULL, NULL},
-    {0},
-};
-
-static PyMemberDef record_members[] = {
-    {"__dictoffset__", T_PYSSIZET, offsetof(pm_record, dict), READONLY, NULL},
-    {"__weaklistoffset__", T_PYSSIZET, offsetof(pm_record, weakrefs), READONLY, NULL},
-    {0},
-};
-
-static PyMethodDef record_methods[] = {
-    {"__replace__", (PyCFunction)(void (*)(void))record_replace, METH_VARARGS | METH_KEYWORDS,
-     NULL},
-    {0},
-};
 
 /* The pm_functions of each class. */
 #define METHODS(kind, name, fields)                                                                \
@@ -359,16 +287,6 @@ static const pm_function_spec methods[PM_RECORDS][4] = {
     [PM_RECORD_PORT_STATUS] = METHODS(PM_RECORD_PORT_STATUS, "PortStatus", PORT_STATUS_FIELDS),
     [PM_RECORD_PORT_MANAGER_CONFIG] = METHODS(PM_RECORD_PORT_MANAGER_CONFIG, "PortManagerConfig",
                                               PORT_MANAGER_CONFIG_FIELDS),
-};
-
-static PyType_Slot record_slots[] = {
-    {Py_tp_getset, record_getset},
-    {Py_tp_members, record_members},
-    {Py_tp_methods, record_methods},
-    {Py_tp_traverse, record_traverse},
-    {Py_tp_clear, record_clear},
-    {Py_tp_dealloc, record_dealloc},
-    {0, NULL},
 };
 
 /* The three things that a class knows of its fields: their names (as __match_args__ too), their
@@ -412,38 +330,34 @@ done:
     return result;
 }
 
+/* type(name, (), {...}): an ordinary class, laid out by the interpreter itself. */
+static PyObject *new_class(const record_spec *record)
+{
+    return PyObject_CallFunction((PyObject *)&PyType_Type, "s(){sssssO}", record->name,
+                                 "__module__", "portmanager", "__doc__", record->doc, "__hash__",
+                                 Py_None);
+}
+
 static int make_class(PyObject *module, pm_record_kind kind)
 {
-    static const char *const declared[] = {"__dataclass_fields__", "__dataclass_params__"};
+    /* copy.replace() came with CPython 3.13. */
+    static const char *const declared[] = {"__dataclass_fields__", "__dataclass_params__",
+                                           "__replace__"};
     pm_state *state = pm_state_of_module(module);
-    const char *name = records[kind].qualified + strlen(MODULE);
-    PyType_Slot slots[sizeof record_slots / sizeof *record_slots + 1] = {
-        {Py_tp_doc, (void *)(uintptr_t)records[kind].doc},
-    };
-    PyType_Spec spec = {
-        .name = records[kind].qualified,
-        .basicsize = sizeof(pm_record),
-        .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE,
-        .slots = slots,
-    };
+    const char *name = records[kind].name;
+    PyObject *class = new_class(&records[kind]);
 
-    memcpy(slots + 1, record_slots, sizeof record_slots);
-    PyObject *class = PyType_FromModuleAndSpec(module, &spec, NULL);
     if (!class) {
         return -1;
     }
     state->record_types[kind] = (PyTypeObject *)class;
-    if (describe_fields(state, kind) < 0 || pm_functions_add(module, class, methods[kind]) < 0 ||
-        PyObject_SetAttrString(class, "__hash__", Py_None) < 0) {
+    if (describe_fields(state, kind) < 0 || pm_functions_add(module, class, methods[kind]) < 0) {
         return -1;
     }
-    for (size_t i = 0; i < sizeof declared / sizeof *declared; i++) {
+    for (size_t i = 0; i < (state->minor < 13 ? 2 : 3); i++) {
         if (pm_declared_add(module, class, name, declared[i]) < 0) {
             return -1;
         }
-    }
-    if (state->minor < 13 && PyObject_DelAttrString(class, "__replace__") < 0) {
-        return -1;
     }
     return PyModule_AddObjectRef(module, name, class);
 }

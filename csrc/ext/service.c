@@ -67,7 +67,13 @@ static bool read_port_config(pm_state *state, PyObject *config, pm_service *serv
     long port;
 
     service->default_port = PyObject_GetAttr(config, state->names.default_port);
-    if (!service->default_port || !pm_port_from(service->default_port, "default_port", 0, &port)) {
+    if (!service->default_port) {
+        goto done;
+    }
+    if (!pm_port_from(service->default_port, "default_port", 0, &port)) {
+        if (!PyLong_Check(service->default_port)) {
+            Py_CLEAR(service->default_port); /* no port was requested at all */
+        }
         goto done;
     }
     service->port = (uint16_t)port;
