@@ -129,7 +129,7 @@ class PortMonitor:
     def override(self) -> Override | None:
         """Find what is to be asked instead of the kernel, where the manager has such a thing."""
         manager = self._manager()
-        return None if manager is None else _native._override(manager, "is_port_available")
+        return None if manager is None else _native._override(manager)
 
     def saw(self, listening: bool) -> bool:
         """Take in the result of a look, and return whether it means that the port fell free."""

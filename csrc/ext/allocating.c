@@ -30,7 +30,10 @@ enum { WITH_GIL = 32, WITHOUT_GIL = 8192 };
 /* vars */
 enum { SELF, NAME, EXACT_NAME, REQUESTED, ATTEMPT };
 
-enum { BEGIN, FOLLOWING, ROUND, PAUSED, ASKED_DEFAULT, FOUND };
+enum { BEGIN, FOLLOWING, ROUND, PAUSED, ASKED_ANY, ASKED_DEFAULT, FOUND };
+
+/* Of so many free ports an override is asked in a round, when any port will do. */
+enum { ASKED_ANY_MAX = 100 };
 
 typedef struct {
     pm_service service;
@@ -38,6 +41,7 @@ typedef struct {
     bool collected;
     bool find_overridden;
     uint16_t claimed;  /* held for this attempt alone while an override is asked; 0: none */
+    int asked;         /* how many free ports an override has refused in this round */
     uint16_t fallback; /* a port of the browsers' list, for want of a better one; 0: none */
     long next;         /* where the search in the range goes on */
 } allocate_frame;
@@ -554,6 +558,32 @@ static pm_outcome asked_default(pm_coroutine *co, PyObject *received, PyObject *
     return begin_range(co, out);
 }
 
+/* Any port: a free one is found first, then the override is asked about it. */
+static pm_outcome ask_any(pm_coroutine *co, PyObject **out)
+{
+    allocate_frame *frame = co->frame;
+    pm_allocation allocation;
+    pm_status status = run_walk(co, false, &allocation);
+
+    if (status != PM_OK) {
+        return status == PM_HELD ? PM_ERROR : conclude(co, status, &allocation, out);
+    }
+    frame->claimed = allocation.port;
+    return wait_for(co, pm_manager_ask(manager_of(co), allocation.port, NULL), ASKED_ANY, out);
+}
+
+static pm_outcome asked_any(pm_coroutine *co, PyObject *received, PyObject **out)
+{
+    allocate_frame *frame = co->frame;
+    int available = PyObject_IsTrue(received);
+
+    if (available) {
+        return available < 0 ? PM_ERROR : grant(co, frame->claimed, false, out);
+    }
+    unclaim(co);
+    return ++frame->asked < ASKED_ANY_MAX ? ask_any(co, out) : pause_or_fail(co, out);
+}
+
 static pm_outcome run_round(pm_coroutine *co, PyObject **out)
 {
     allocate_frame *frame = co->frame;
@@ -564,9 +594,11 @@ static pm_outcome run_round(pm_coroutine *co, PyObject **out)
         return PM_ERROR;
     }
     frame->find_overridden = searched;
-    /* Any free port: there is no default to ask about and no range to search. */
-    return frame->service.port == 0 || (!probed && !searched) ? core_round(co, out)
-                                                              : ask_default(co, probed, out);
+    if (frame->service.port == 0) {
+        frame->asked = 0;
+        return probed ? ask_any(co, out) : core_round(co, out);
+    }
+    return probed || searched ? ask_default(co, probed, out) : core_round(co, out);
 }
 
 static pm_outcome allocate_port_step(pm_coroutine *co, PyObject *received, PyObject **out)
@@ -594,6 +626,8 @@ static pm_outcome allocate_port_step(pm_coroutine *co, PyObject *received, PyObj
         }
         return run_round(co, out);
     }
+    case ASKED_ANY:
+        return asked_any(co, received, out);
     case ASKED_DEFAULT:
         return asked_default(co, received, out);
     default:

@@ -16,7 +16,13 @@ typedef struct {
 
 static void lock(pm_manager *self)
 {
-    PyThread_acquire_lock(self->lock, WAIT_LOCK);
+    /* Under a GIL nobody else can be inside. Without one, a thread that waits must not keep the
+     * interpreter from stopping the one that is. */
+    if (!PyThread_acquire_lock(self->lock, NOWAIT_LOCK)) {
+        Py_BEGIN_ALLOW_THREADS
+        PyThread_acquire_lock(self->lock, WAIT_LOCK);
+        Py_END_ALLOW_THREADS
+    }
 }
 
 static void unlock(pm_manager *self)
@@ -185,13 +191,18 @@ static void stop_monitor(pm_manager *self, uint16_t port)
 
 int pm_holds_reconcile(pm_manager *self, PyObject *allocated_ports)
 {
-    PyObject *items;
+    PyObject *holds, *items;
     int result = 0;
 
-    if (PyDict_Size(self->holds) == 0) {
+    lock(self);
+    holds = PyDict_Size(self->holds) ? Py_NewRef(self->holds) : NULL;
+    unlock(self);
+    if (!holds) {
         return 0;
     }
-    items = PyDict_Items(self->holds);
+    /* Outside the lock: making a list may set off the garbage collector. */
+    items = PyDict_Items(holds);
+    Py_DECREF(holds);
     for (Py_ssize_t i = 0; items && result == 0 && i < PyList_Size(items); i++) {
         PyObject *item = PyList_GetItem(items, i), *service = PyTuple_GetItem(item, 0);
         pm_hold *hold = (pm_hold *)PyTuple_GetItem(item, 1);

@@ -63,7 +63,7 @@ static PyObject *encode(PyObject *host)
     return PyUnicode_AsEncodedString(host, "idna", "strict");
 }
 
-static PyObject *resolve(PyObject *module, PyObject *host)
+PyObject *pm_resolve(PyObject *module, PyObject *host)
 {
     pm_addresses addresses;
     pm_status status;
@@ -89,6 +89,3 @@ static PyObject *resolve(PyObject *module, PyObject *host)
     return PyBytes_FromStringAndSize((const char *)addresses.items,
                                      (Py_ssize_t)(count * sizeof *addresses.items));
 }
-
-PyMethodDef pm_resolve_def = {"_resolve", resolve, METH_O,
-                              "The socket addresses of a host name, as bytes; for this module."};

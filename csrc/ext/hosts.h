@@ -25,6 +25,6 @@ pm_host pm_host_resolved(PyObject *result, pm_addresses *addresses);
 bool pm_host_is_default(PyObject *host);
 
 /* _resolve(host: str) -> bytes, for a thread: blocks for as long as the resolver does. */
-extern PyMethodDef pm_resolve_def;
+PyObject *pm_resolve(PyObject *module, PyObject *host);
 
 #endif

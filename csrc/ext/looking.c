@@ -57,7 +57,7 @@ static bool read_ports(PyObject *iterable, pm_port_set *ports)
     return !PyErr_Occurred();
 }
 
-static PyObject *listening_ports(PyObject *module, PyObject *iterable)
+PyObject *pm_listening_ports(PyObject *module, PyObject *iterable)
 {
     pm_port_set ports = {0};
     pm_listeners list;
@@ -83,10 +83,6 @@ static PyObject *listening_ports(PyObject *module, PyObject *iterable)
     pm_listeners_free(&list);
     return found;
 }
-
-PyMethodDef pm_listening_ports_def = {
-    "_listening_ports", listening_ports, METH_O,
-    "Those of the ports on which something listens, on any local address; a set."};
 
 /* ---- get_port_status ----------------------------------------------------------------------- */
 

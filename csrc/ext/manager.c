@@ -31,23 +31,18 @@ int pm_manager_override(pm_manager *self, PyObject *name, PyObject *builtin, PyO
     return 1;
 }
 
-/* For _monitor.py, which honours overrides too. */
-static PyObject *override_of(PyObject *module, PyObject *args)
+PyObject *pm_override(PyObject *module, PyObject *manager)
 {
     pm_state *state = pm_state_of_module(module);
-    PyObject *manager, *name, *found;
+    PyObject *found;
 
-    if (!PyArg_ParseTuple(args, "O!U:_override", state->manager_type, &manager, &name)) {
-        return NULL;
+    if (!PyObject_TypeCheck(manager, state->manager_type)) {
+        return PyErr_Format(PyExc_TypeError, "expected a PortManager, not %R", manager);
     }
-    int overridden = pm_manager_override((pm_manager *)manager, name,
+    int overridden = pm_manager_override((pm_manager *)manager, state->names.is_port_available,
                                          state->builtin_is_port_available, &found);
     return overridden < 0 ? NULL : overridden ? found : Py_NewRef(Py_None);
 }
-
-PyMethodDef pm_override_def = {
-    "_override", override_of, METH_VARARGS,
-    "The override of a manager's is_port_available, or None."};
 
 static int overrides(pm_manager *self, PyObject *name, PyObject *builtin)
 {
@@ -453,40 +448,34 @@ static PyObject *on_port_became_available(pm_state *state, const pm_function_spe
 
 /* ---- the singleton ------------------------------------------------------------------------- */
 
-/* The singleton, made of `config` if there is none: a new reference. Two threads may both make
- * one; the first to lock wins. */
-static PyObject *singleton(pm_state *state, PyObject *config, bool *made)
+/* The singleton, or NULL; `offered` becomes it, if there is none yet. A new reference. */
+static PyObject *agree_on_singleton(pm_state *state, PyObject *offered)
 {
-    PyObject *existing = Py_XNewRef(state->singleton), *fresh;
+    PyObject *agreed;
 
-    *made = false;
-    if (existing) {
-        return existing;
-    }
-    fresh = PyObject_CallFunctionObjArgs((PyObject *)state->manager_type, config, NULL);
-    if (!fresh) {
-        return NULL;
-    }
     PyThread_acquire_lock(state->singleton_lock, WAIT_LOCK);
-    *made = !state->singleton;
-    if (*made) {
-        state->singleton = Py_NewRef(fresh);
+    if (!state->singleton) {
+        state->singleton = Py_XNewRef(offered);
     }
-    existing = Py_NewRef(state->singleton);
+    agreed = Py_XNewRef(state->singleton);
     PyThread_release_lock(state->singleton_lock);
-    Py_DECREF(fresh);
-    return existing;
+    return agreed;
 }
 
 static PyObject *get_port_manager(pm_state *state, const pm_function_spec *spec,
                                   PyObject *const *arguments)
 {
-    PyObject *config = arguments[0] ? arguments[0] : Py_None, *manager, *current;
-    bool made;
+    PyObject *config = arguments[0] ? arguments[0] : Py_None, *current;
+    PyObject *manager = agree_on_singleton(state, NULL), *fresh;
 
     (void)spec;
-    manager = singleton(state, config, &made);
-    if (!manager || made || config == Py_None) {
+    if (!manager) {
+        /* Two threads may both come here; the first to agree has made the singleton. */
+        fresh = PyObject_CallFunctionObjArgs((PyObject *)state->manager_type, config, NULL);
+        manager = fresh ? agree_on_singleton(state, fresh) : NULL;
+        Py_XDECREF(fresh);
+    }
+    if (!manager || config == Py_None) {
         return manager;
     }
     current = PyObject_GetAttr(manager, state->names.config);

@@ -34,8 +34,9 @@ int pm_manager_override(pm_manager *self, PyObject *name, PyObject *builtin, PyO
 int pm_manager_overrides_probe(pm_manager *self);
 int pm_manager_overrides_search(pm_manager *self);
 
-/* _override(manager, "is_port_available") -> the override or None. */
-extern PyMethodDef pm_override_def;
+/* _override(manager): the override of is_port_available, or None; for _monitor.py, which honours
+ * it too. */
+PyObject *pm_override(PyObject *module, PyObject *manager);
 
 /* What is_port_available, as attribute lookup finds it now, returns for a port, to be awaited.
  * Called with (port), and with host only where it is not the default. */

@@ -177,7 +177,7 @@ static int init_functions(PyObject *module, pm_state *state)
     int result = function ? PyModule_AddObjectRef(module, "get_port_manager", function) : -1;
 
     Py_XDECREF(function);
-    state->resolve = PyObject_GetAttrString(module, pm_resolve_def.ml_name);
+    state->resolve = PyObject_GetAttrString(module, "_resolve");
     return state->resolve ? result : -1;
 }
 
@@ -297,7 +297,14 @@ static PyModuleDef_Slot slots_3_13[] = {
     {0, NULL},
 };
 
-static PyMethodDef module_methods[4];
+/* For the package's own modules. */
+static PyMethodDef module_methods[] = {
+    {"_resolve", pm_resolve, METH_O, "The socket addresses of a host name, as bytes."},
+    {"_listening_ports", pm_listening_ports, METH_O,
+     "Those of the ports on which something listens, on any local address: a set."},
+    {"_override", pm_override, METH_O, "The override of a manager's is_port_available, or None."},
+    {0},
+};
 
 static struct PyModuleDef module_def = {
     PyModuleDef_HEAD_INIT,
@@ -322,9 +329,6 @@ PyMODINIT_FUNC PyInit__native(void)
 {
     int minor = running_minor();
 
-    module_methods[0] = pm_resolve_def;
-    module_methods[1] = pm_listening_ports_def;
-    module_methods[2] = pm_override_def;
     module_def.m_slots = minor >= 13 ? slots_3_13 : minor >= 12 ? slots_3_12 : slots_3_10;
     return PyModuleDef_Init(&module_def);
 }

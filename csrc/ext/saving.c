@@ -106,44 +106,58 @@ const pm_coroutine_kind pm_save_configuration = {.step = save_configuration_step
 
 /* ---- cleanup ------------------------------------------------------------------------------- */
 
-/* Clears, also when the saving was cancelled: then with the exception set aside. */
-static pm_outcome clear(pm_coroutine *co, bool failed, PyObject **out)
+/* Clears, whatever became of the saving. An error of that is logged; cancellation goes on. */
+static pm_outcome clear(pm_coroutine *co, PyObject **out)
 {
     PyObject *type, *value, *traceback;
+    int result;
 
+    if (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_Exception)) {
+        PyErr_Fetch(&type, &value, &traceback);
+        PyErr_NormalizeException(&type, &value, &traceback);
+        pm_log(co->module_state, PM_LOG_ERROR, "cleanup() could not save the configuration: %S",
+               value);
+        Py_XDECREF(type);
+        Py_XDECREF(value);
+        Py_XDECREF(traceback);
+    }
     PyErr_Fetch(&type, &value, &traceback);
-    int result = pm_manager_clear(manager_of(co));
+    result = pm_manager_clear(manager_of(co));
     if (result == 0) {
         pm_log(co->module_state, PM_INFO, "Cleaned up: every port is given back");
     }
-    if (failed) {
+    if (type) {
         PyErr_Restore(type, value, traceback);
+    }
+    if (type || result < 0) {
         return PM_ERROR;
     }
-    *out = result < 0 ? NULL : Py_NewRef(Py_None);
-    return *out ? PM_DONE : PM_ERROR;
+    *out = Py_NewRef(Py_None);
+    return PM_DONE;
 }
 
 static pm_outcome cleanup_step(pm_coroutine *co, PyObject *received, PyObject **out)
 {
-    pm_outcome outcome = PM_DONE;
-    PyObject *path;
+    PyObject *path, *saved = NULL;
     int wanted;
 
+    (void)received; /* or the exception that clear() finds set */
     if (co->state == SAVED) {
-        return clear(co, received == NULL, out);
+        return clear(co, out);
     }
-    path = pm_manager_stop_monitors(manager_of(co)) < 0 ? NULL : configured_path(manager_of(co));
+    if (pm_manager_stop_monitors(manager_of(co)) < 0) {
+        return PM_ERROR;
+    }
+    path = configured_path(manager_of(co));
     wanted = path ? PyObject_IsTrue(path) : -1;
-    if (wanted == 1) {
-        outcome = save(co, "save_at_cleanup", path, out);
-    }
-    Py_XDECREF(path);
-    if (outcome == PM_AWAIT) {
+    if (wanted == 1 && save(co, "save_at_cleanup", path, &saved) == PM_AWAIT) {
+        Py_DECREF(path);
+        *out = saved;
         return PM_AWAIT;
     }
-    Py_CLEAR(*out);
-    return clear(co, wanted < 0 || outcome == PM_ERROR, out);
+    Py_XDECREF(path);
+    Py_XDECREF(saved);
+    return clear(co, out);
 }
 
 const pm_coroutine_kind pm_cleanup = {.step = cleanup_step};
