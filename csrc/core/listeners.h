@@ -14,8 +14,8 @@
 #include "core/port_set.h"
 #include "core/status.h"
 
-/* Would a connection to `address` and `port` reach a listener? An exact look, a few
- * microseconds. A wildcard address stands for the loopback address of its family. */
+/* Would a connection to `address` and `port` reach a listener of this machine? An exact look, a
+ * few microseconds. A wildcard address stands for the loopback address of its family. */
 pm_status pm_listeners_reach(const pm_address *address, uint16_t port, bool *listening);
 
 /* Is a socket bound to the port that does not listen? Where the kernel cannot tell (Linux

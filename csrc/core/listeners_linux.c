@@ -7,6 +7,7 @@
 #include <inttypes.h>
 #include <linux/inet_diag.h>
 #include <linux/netlink.h>
+#include <linux/rtnetlink.h>
 #include <linux/sock_diag.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -246,6 +247,53 @@ static void wildcard_to_loopback(pm_address *address)
     }
 }
 
+typedef struct {
+    struct nlmsghdr header;
+    struct rtmsg body;
+    struct rtattr attribute;
+    uint8_t destination[16];
+} route_request;
+
+/* Is the address one of this machine's, as the kernel routes it? Where the kernel does not say,
+ * it is taken for one. */
+static bool is_local(const pm_address *address)
+{
+    bool v6 = address->any.sa_family == AF_INET6, local = true;
+    size_t size = v6 ? sizeof address->v6.sin6_addr : sizeof address->v4.sin_addr;
+    int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+    route_request request;
+    struct {
+        struct nlmsghdr header;
+        struct rtmsg body;
+        char attributes[1024];
+    } answer;
+
+    memset(&request, 0, sizeof request);
+    request.header.nlmsg_type = RTM_GETROUTE;
+    request.header.nlmsg_flags = NLM_F_REQUEST;
+    request.body.rtm_family = (uint8_t)address->any.sa_family;
+    request.body.rtm_dst_len = (uint8_t)(8 * size);
+    request.attribute.rta_type = RTA_DST;
+    request.attribute.rta_len = (uint16_t)RTA_LENGTH(size);
+    memcpy(request.destination,
+           v6 ? (const void *)&address->v6.sin6_addr : (const void *)&address->v4.sin_addr, size);
+    request.header.nlmsg_len =
+        (uint32_t)(offsetof(route_request, attribute) + RTA_LENGTH(size));
+    if (fd >= 0 && send(fd, &request, request.header.nlmsg_len, 0) >= 0) {
+        ssize_t got = recv(fd, &answer, sizeof answer, 0);
+        if (got >= (ssize_t)NLMSG_LENGTH(sizeof answer.body) &&
+            answer.header.nlmsg_type == RTM_NEWROUTE) {
+            local = answer.body.rtm_type == RTN_LOCAL;
+        } else if (got >= (ssize_t)NLMSG_LENGTH(0)) {
+            local = answer.header.nlmsg_type != NLMSG_ERROR; /* no route: somebody else's */
+        }
+    }
+    if (fd >= 0) {
+        close(fd);
+    }
+    return local;
+}
+
 pm_status pm_listeners_reach(const pm_address *address, uint16_t port, bool *listening)
 {
     reach_query query = {.address = *address, .port = port};
@@ -266,7 +314,8 @@ pm_status pm_listeners_reach(const pm_address *address, uint16_t port, bool *lis
     if (status != PM_OK && status != PM_EXHAUSTED) {
         status = proc_dump(STATE_LISTEN, visit_reach, &query);
     }
-    *listening = query.found;
+    /* The kernel finds a wildcard's listener for foreign addresses too. */
+    *listening = query.found && is_local(&query.address);
     return status;
 }
 
