@@ -96,26 +96,6 @@ typedef struct {
     pm_listeners list;
 } status_frame;
 
-/* [(service, allocation, port)] of what is allocated: a new list. */
-static PyObject *allocated_items(pm_manager *manager)
-{
-    PyObject *entries = pm_manager_allocated_ports(manager);
-    PyObject *items = entries ? PyMapping_Items(entries) : NULL;
-    PyObject *allocated = items ? PyList_New(0) : NULL;
-    long port;
-
-    for (Py_ssize_t i = 0; allocated && i < PyList_Size(items); i++) {
-        PyObject *item = PyList_GetItem(items, i);
-        int is = pm_allocated_port(manager->state, PyTuple_GetItem(item, 1), &port);
-        if (is < 0 || (is && PyList_Append(allocated, item) < 0)) {
-            Py_CLEAR(allocated);
-        }
-    }
-    Py_XDECREF(items);
-    Py_XDECREF(entries);
-    return allocated;
-}
-
 /* A naive local datetime, or None for 0. */
 static PyObject *datetime_of(pm_state *state, double seconds)
 {
@@ -213,7 +193,7 @@ static pm_outcome get_port_status_step(pm_coroutine *co, PyObject *received, PyO
 
     if (co->state == COLLECT) {
         int overridden = pm_manager_overrides_probe(manager_of(co));
-        co->vars[ITEMS] = overridden < 0 ? NULL : allocated_items(manager_of(co));
+        co->vars[ITEMS] = overridden < 0 ? NULL : pm_manager_allocated_items(manager_of(co));
         co->vars[STATUSES] = co->vars[ITEMS] ? PyList_New(0) : NULL;
         if (!co->vars[STATUSES]) {
             return PM_ERROR;

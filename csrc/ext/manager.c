@@ -87,62 +87,29 @@ PyObject *pm_manager_allocated_ports(pm_manager *self)
     return entries;
 }
 
-/* An exact str with the text of a str, NULL without an exception for other objects. */
-static PyObject *exact_name(PyObject *service)
+PyObject *pm_manager_allocated_items(pm_manager *self)
 {
-    return PyUnicode_Check(service) ? PyUnicode_FromObject(service) : NULL;
-}
+    PyObject *entries = pm_manager_allocated_ports(self);
+    PyObject *items = entries ? PyMapping_Items(entries) : NULL;
+    PyObject *allocated = items ? PyList_New(0) : NULL;
+    long port;
 
-static int cancel(pm_manager *self, PyObject *monitor)
-{
-    PyObject *result = PyObject_CallMethodObjArgs(monitor, self->state->names.cancel, NULL);
-    Py_XDECREF(result);
-    return result ? 0 : -1;
-}
-
-int pm_manager_stop_monitor(pm_manager *self, PyObject *port)
-{
-    PyObject *monitors = PyObject_GetAttr((PyObject *)self, self->state->names.port_monitors);
-    PyObject *monitor;
-    int found = monitors ? pm_mapping_get(monitors, port, &monitor) : -1;
-
-    if (found == 1) {
-        found = pm_mapping_remove(monitors, port) < 0 || cancel(self, monitor) < 0 ? -1 : 1;
-        Py_DECREF(monitor);
+    for (Py_ssize_t i = 0; allocated && i < PyList_Size(items); i++) {
+        PyObject *item = PyList_GetItem(items, i);
+        int is = pm_allocated_port(self->state, PyTuple_GetItem(item, 1), &port);
+        if (is < 0 || (is && PyList_Append(allocated, item) < 0)) {
+            Py_CLEAR(allocated);
+        }
     }
-    Py_XDECREF(monitors);
-    return found < 0 ? -1 : 0;
-}
-
-/* mapping.clear() */
-static int clear_mapping(PyObject *mapping)
-{
-    PyObject *result = PyObject_CallMethod(mapping, "clear", NULL);
-    Py_XDECREF(result);
-    return result ? 0 : -1;
-}
-
-int pm_manager_stop_monitors(pm_manager *self)
-{
-    PyObject *monitors = PyObject_GetAttr((PyObject *)self, self->state->names.port_monitors);
-    PyObject *values = monitors ? PyMapping_Values(monitors) : NULL;
-    int result = values ? 0 : -1;
-
-    for (Py_ssize_t i = 0; result == 0 && i < PyList_Size(values); i++) {
-        result = cancel(self, PyList_GetItem(values, i));
-    }
-    if (result == 0) {
-        result = clear_mapping(monitors);
-    }
-    Py_XDECREF(values);
-    Py_XDECREF(monitors);
-    return result;
+    Py_XDECREF(items);
+    Py_XDECREF(entries);
+    return allocated;
 }
 
 int pm_manager_clear(pm_manager *self)
 {
     PyObject *entries = PyObject_GetAttr((PyObject *)self, self->state->names.allocated_ports);
-    int result = entries ? clear_mapping(entries) : -1;
+    int result = entries ? pm_mapping_clear(entries) : -1;
     pm_holds_release_all(self);
     Py_XDECREF(entries);
     return result;
@@ -232,269 +199,6 @@ static PyObject *manager_init(pm_state *state, const pm_function_spec *spec,
     return result < 0 ? NULL : Py_NewRef(Py_None);
 }
 
-/* ---- the plain methods --------------------------------------------------------------------- */
-
-static PyObject *get_port(pm_state *state, const pm_function_spec *spec,
-                          PyObject *const *arguments)
-{
-    PyObject *entries = pm_manager_allocated_ports((pm_manager *)arguments[0]), *entry;
-    PyObject *port = NULL;
-    long number;
-    int found = entries ? pm_mapping_get(entries, arguments[1], &entry) : -1;
-
-    (void)spec;
-    if (found == 1) {
-        found = pm_allocated_port(state, entry, &number);
-        port = found == 1 ? PyObject_GetAttr(entry, state->names.allocated_port) : NULL;
-        Py_DECREF(entry);
-    }
-    Py_XDECREF(entries);
-    return found == 0 ? Py_NewRef(Py_None) : port;
-}
-
-/* A dict with what `add` makes of each allocated entry. */
-static PyObject *of_allocated(pm_manager *self,
-                              int (*add)(PyObject *result, PyObject *service, PyObject *port))
-{
-    PyObject *entries = pm_manager_allocated_ports(self);
-    PyObject *items = entries ? PyMapping_Items(entries) : NULL;
-    PyObject *result = items ? PyDict_New() : NULL;
-    long number;
-
-    for (Py_ssize_t i = 0; result && i < PyList_Size(items); i++) {
-        PyObject *item = PyList_GetItem(items, i), *entry = PyTuple_GetItem(item, 1);
-        int is = pm_allocated_port(self->state, entry, &number);
-        PyObject *port =
-            is == 1 ? PyObject_GetAttr(entry, self->state->names.allocated_port) : NULL;
-        if (is < 0 || (is == 1 && (!port || add(result, PyTuple_GetItem(item, 0), port) < 0))) {
-            Py_CLEAR(result);
-        }
-        Py_XDECREF(port);
-    }
-    Py_XDECREF(items);
-    Py_XDECREF(entries);
-    return result;
-}
-
-static PyObject *get_allocated_ports(pm_state *state, const pm_function_spec *spec,
-                                     PyObject *const *arguments)
-{
-    (void)state, (void)spec;
-    return of_allocated((pm_manager *)arguments[0], PyDict_SetItem);
-}
-
-/* `python-ai-service` to `PYTHON_AI_SERVICE_PORT`; a new reference. */
-static PyObject *variable_name(PyObject *service)
-{
-    PyObject *text = PyObject_Str(service), *upper, *name = NULL;
-    upper = text ? PyObject_CallMethod(text, "upper", NULL) : NULL;
-    Py_ssize_t length = upper ? PyUnicode_GetLength(upper) : 0;
-    char *plain = upper ? PyMem_Malloc((size_t)length + 1) : NULL;
-
-    if (plain) {
-        for (Py_ssize_t i = 0; i < length; i++) {
-            Py_UCS4 c = PyUnicode_ReadChar(upper, i);
-            bool fits = (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
-            plain[i] = fits ? (char)c : '_';
-        }
-        plain[length] = '\0';
-        name = PyUnicode_FromFormat("%s_PORT", plain);
-        PyMem_Free(plain);
-    } else if (upper) {
-        PyErr_NoMemory();
-    }
-    Py_XDECREF(upper);
-    Py_XDECREF(text);
-    return name;
-}
-
-static int add_variable(PyObject *result, PyObject *service, PyObject *port)
-{
-    PyObject *name = variable_name(service), *value = name ? PyObject_Str(port) : NULL;
-    int added = value ? PyDict_SetItem(result, name, value) : -1;
-    Py_XDECREF(value);
-    Py_XDECREF(name);
-    return added;
-}
-
-static PyObject *get_environment_variables(pm_state *state, const pm_function_spec *spec,
-                                           PyObject *const *arguments)
-{
-    (void)state, (void)spec;
-    return of_allocated((pm_manager *)arguments[0], add_variable);
-}
-
-/* Gives one service's port back: its monitor first, then the entry, then the reservation. */
-static int release_entry(pm_manager *self, PyObject *entries, PyObject *service, PyObject *entry)
-{
-    PyObject *exact, *port;
-    long number;
-    int is = pm_allocated_port(self->state, entry, &number), released = 0;
-
-    if (is < 0) {
-        return -1;
-    }
-    port = is ? PyObject_GetAttr(entry, self->state->names.allocated_port) : NULL;
-    if (is && (!port || pm_manager_stop_monitor(self, port) < 0)) {
-        Py_XDECREF(port);
-        return -1;
-    }
-    if (pm_mapping_remove(entries, service) < 0) {
-        Py_XDECREF(port);
-        return -1;
-    }
-    exact = exact_name(service);
-    if (exact) {
-        released = pm_hold_release(self, exact);
-        Py_DECREF(exact);
-    }
-    if (is) {
-        pm_log(self->state, PM_INFO, "Released port %S of service %S", port, service);
-    }
-    Py_XDECREF(port);
-    return released < 0 || PyErr_Occurred() ? -1 : 0;
-}
-
-static PyObject *release_port(pm_state *state, const pm_function_spec *spec,
-                              PyObject *const *arguments)
-{
-    pm_manager *self = (pm_manager *)arguments[0];
-    PyObject *entries = pm_manager_allocated_ports(self), *entry;
-    int found = entries ? pm_mapping_get(entries, arguments[1], &entry) : -1;
-
-    (void)state, (void)spec;
-    if (found == 1) {
-        found = release_entry(self, entries, arguments[1], entry);
-        Py_DECREF(entry);
-    }
-    Py_XDECREF(entries);
-    return found < 0 ? NULL : Py_NewRef(Py_None);
-}
-
-static PyObject *release_all_ports(pm_state *state, const pm_function_spec *spec,
-                                   PyObject *const *arguments)
-{
-    pm_manager *self = (pm_manager *)arguments[0];
-    PyObject *entries = pm_manager_allocated_ports(self);
-    PyObject *items = entries ? PyMapping_Items(entries) : NULL;
-    int result = items ? 0 : -1;
-
-    (void)state, (void)spec;
-    for (Py_ssize_t i = 0; result == 0 && i < PyList_Size(items); i++) {
-        PyObject *item = PyList_GetItem(items, i);
-        result = release_entry(self, entries, PyTuple_GetItem(item, 0), PyTuple_GetItem(item, 1));
-    }
-    Py_XDECREF(items);
-    Py_XDECREF(entries);
-    return result < 0 ? NULL : Py_NewRef(Py_None);
-}
-
-/* ---- monitors ------------------------------------------------------------------------------ */
-
-static PyObject *start_port_monitoring(pm_state *state, const pm_function_spec *spec,
-                                       PyObject *const *arguments)
-{
-    PyObject *self = arguments[0], *service = arguments[1], *monitors = NULL;
-    PyObject *port = get_port(state, spec, arguments), *module = NULL, *monitor = NULL;
-    PyObject *interval = arguments[2] ? Py_NewRef(arguments[2]) : PyFloat_FromDouble(5.0);
-    PyObject *loop = arguments[3] ? arguments[3] : Py_None;
-    int result = -1;
-
-    if (!port || !interval) {
-        goto done;
-    }
-    if (port == Py_None) {
-        result = 0;
-        goto done;
-    }
-    module = PyImport_ImportModule("portmanager._monitor");
-    monitor = module ? PyObject_CallMethod(module, "start", "OOOOO", self, service, port, interval,
-                                           loop)
-                     : NULL;
-    /* Only now that the new one runs. */
-    if (!monitor || pm_manager_stop_monitor((pm_manager *)self, port) < 0) {
-        goto done;
-    }
-    monitors = PyObject_GetAttr(self, state->names.port_monitors);
-    result = monitors ? PyObject_SetItem(monitors, port, monitor) : -1;
-done:
-    Py_XDECREF(monitors);
-    Py_XDECREF(monitor);
-    Py_XDECREF(module);
-    Py_XDECREF(interval);
-    Py_XDECREF(port);
-    return result < 0 ? NULL : Py_NewRef(Py_None);
-}
-
-static PyObject *stop_port_monitoring(pm_state *state, const pm_function_spec *spec,
-                                      PyObject *const *arguments)
-{
-    PyObject *port = get_port(state, spec, arguments);
-    int result = port ? 0 : -1;
-
-    if (port && port != Py_None) {
-        result = pm_manager_stop_monitor((pm_manager *)arguments[0], port);
-    }
-    Py_XDECREF(port);
-    return result < 0 ? NULL : Py_NewRef(Py_None);
-}
-
-static PyObject *on_port_became_available(pm_state *state, const pm_function_spec *spec,
-                                          PyObject *const *arguments)
-{
-    (void)state, (void)spec, (void)arguments;
-    Py_RETURN_NONE;
-}
-
-/* ---- the singleton ------------------------------------------------------------------------- */
-
-/* The singleton, or NULL; `offered` becomes it, if there is none yet. A new reference. */
-static PyObject *agree_on_singleton(pm_state *state, PyObject *offered)
-{
-    PyObject *agreed;
-
-    PyThread_acquire_lock(state->singleton_lock, WAIT_LOCK);
-    if (!state->singleton) {
-        state->singleton = Py_XNewRef(offered);
-    }
-    agreed = Py_XNewRef(state->singleton);
-    PyThread_release_lock(state->singleton_lock);
-    return agreed;
-}
-
-static PyObject *get_port_manager(pm_state *state, const pm_function_spec *spec,
-                                  PyObject *const *arguments)
-{
-    PyObject *config = arguments[0] ? arguments[0] : Py_None, *current;
-    PyObject *manager = agree_on_singleton(state, NULL), *fresh;
-
-    (void)spec;
-    if (!manager) {
-        /* Two threads may both come here; the first to agree has made the singleton. */
-        fresh = PyObject_CallFunctionObjArgs((PyObject *)state->manager_type, config, NULL);
-        manager = fresh ? agree_on_singleton(state, fresh) : NULL;
-        Py_XDECREF(fresh);
-    }
-    if (!manager || config == Py_None) {
-        return manager;
-    }
-    current = PyObject_GetAttr(manager, state->names.config);
-    int same = current ? PyObject_RichCompareBool(current, config, Py_EQ) : -1;
-    Py_XDECREF(current);
-    if (same < 0) {
-        Py_CLEAR(manager);
-    } else if (!same) {
-        pm_log(state, PM_WARNING,
-               "get_port_manager() has been called before: this other configuration is ignored: "
-               "%R",
-               config);
-    }
-    return manager;
-}
-
-const pm_function_spec pm_get_port_manager_spec = {
-    NULL, "get_port_manager", {"config"}, 0, get_port_manager, NULL, NULL};
-
 /* ---- the table ----------------------------------------------------------------------------- */
 
 #define PLAIN(name, required, function, ...)                                                       \
@@ -508,18 +212,18 @@ const pm_function_spec pm_manager_methods[] = {
     ASYNC("find_available_port", 2, pm_find_available_port, "start_port", "end_port", "host"),
     ASYNC("allocate_port", 2, pm_allocate_port, "service_name"),
     ASYNC("allocate_all_ports", 1, pm_allocate_all_ports, NULL),
-    PLAIN("get_port", 2, get_port, "service_name"),
-    PLAIN("get_allocated_ports", 1, get_allocated_ports, NULL),
-    PLAIN("release_port", 2, release_port, "service_name"),
-    PLAIN("release_all_ports", 1, release_all_ports, NULL),
+    PLAIN("get_port", 2, pm_get_port, "service_name"),
+    PLAIN("get_allocated_ports", 1, pm_get_allocated_ports, NULL),
+    PLAIN("release_port", 2, pm_release_port, "service_name"),
+    PLAIN("release_all_ports", 1, pm_release_all_ports, NULL),
     ASYNC("get_port_status", 1, pm_get_port_status, NULL),
-    PLAIN("get_environment_variables", 1, get_environment_variables, NULL),
+    PLAIN("get_environment_variables", 1, pm_get_environment_variables, NULL),
     ASYNC("wait_for_port", 2, pm_wait_for_port, "port", "timeout", "check_interval", "host"),
     ASYNC("save_configuration", 1, pm_save_configuration, "file_path"),
     ASYNC("cleanup", 1, pm_cleanup, NULL),
-    PLAIN("start_port_monitoring", 2, start_port_monitoring, "service_name", "interval", "loop"),
-    PLAIN("stop_port_monitoring", 2, stop_port_monitoring, "service_name"),
-    PLAIN("_on_port_became_available", 3, on_port_became_available, "service_name", "port"),
+    PLAIN("start_port_monitoring", 2, pm_start_port_monitoring, "service_name", "interval", "loop"),
+    PLAIN("stop_port_monitoring", 2, pm_stop_port_monitoring, "service_name"),
+    PLAIN("_on_port_became_available", 3, pm_on_port_became_available, "service_name", "port"),
     {0},
 };
 

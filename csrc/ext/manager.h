@@ -22,8 +22,10 @@ typedef struct {
 
 extern PyType_Spec pm_manager_type_spec;
 
-/* All methods, in the order of the documentation; manager.c. */
+/* All methods, in the order of the documentation. */
 extern const pm_function_spec pm_manager_methods[];
+
+/* singleton.c */
 extern const pm_function_spec pm_get_port_manager_spec;
 
 /* The three methods that may be overridden: what attribute lookup finds now, if it is not the
@@ -45,12 +47,27 @@ PyObject *pm_manager_ask(pm_manager *self, long port, PyObject *host);
 /* getattr(manager, "allocated_ports") after holds that no longer stand were given back. */
 PyObject *pm_manager_allocated_ports(pm_manager *self);
 
+/* [(service, allocation)] of what is allocated: a new list. */
+PyObject *pm_manager_allocated_items(pm_manager *self);
+
 /* Cancels the monitor of a port, if there is one, and forgets it; -1 on error. */
 int pm_manager_stop_monitor(pm_manager *self, PyObject *port);
 int pm_manager_stop_monitors(pm_manager *self);
 
 /* Gives back every reservation and clears allocated_ports. */
 int pm_manager_clear(pm_manager *self);
+
+/* The plain methods, by the file that has them: pm_call each. */
+#define PM_METHOD(name)                                                                            \
+    PyObject *name(pm_state *state, const pm_function_spec *spec, PyObject *const *arguments)
+PM_METHOD(pm_get_port); /* ports.c */
+PM_METHOD(pm_get_allocated_ports);
+PM_METHOD(pm_get_environment_variables);
+PM_METHOD(pm_release_port);
+PM_METHOD(pm_release_all_ports);
+PM_METHOD(pm_start_port_monitoring); /* monitoring.c */
+PM_METHOD(pm_stop_port_monitoring);
+PM_METHOD(pm_on_port_became_available);
 
 /* The kinds of coroutines, by the file that has their steps. */
 extern const pm_coroutine_kind pm_is_port_available;   /* probing.c */

@@ -27,20 +27,14 @@ static PyObject *configured_path(pm_manager *manager)
 /* The allocations with status 'allocated', as a list. */
 static PyObject *allocated(pm_manager *manager)
 {
-    PyObject *entries = pm_manager_allocated_ports(manager);
-    PyObject *values = entries ? PyMapping_Values(entries) : NULL;
-    PyObject *list = values ? PyList_New(0) : NULL;
-    long port;
+    PyObject *items = pm_manager_allocated_items(manager), *list = items ? PyList_New(0) : NULL;
 
-    for (Py_ssize_t i = 0; list && i < PyList_Size(values); i++) {
-        PyObject *allocation = PyList_GetItem(values, i);
-        int is = pm_allocated_port(manager->state, allocation, &port);
-        if (is < 0 || (is && PyList_Append(list, allocation) < 0)) {
+    for (Py_ssize_t i = 0; list && i < PyList_Size(items); i++) {
+        if (PyList_Append(list, PyTuple_GetItem(PyList_GetItem(items, i), 1)) < 0) {
             Py_CLEAR(list);
         }
     }
-    Py_XDECREF(values);
-    Py_XDECREF(entries);
+    Py_XDECREF(items);
     return list;
 }
 

@@ -141,6 +141,13 @@ int pm_mapping_remove(PyObject *mapping, PyObject *key)
     return 0;
 }
 
+int pm_mapping_clear(PyObject *mapping)
+{
+    PyObject *result = PyObject_CallMethod(mapping, "clear", NULL);
+    Py_XDECREF(result);
+    return result ? 0 : -1;
+}
+
 int pm_allocated_port(pm_state *state, PyObject *allocation, long *port)
 {
     PyObject *status = PyObject_GetAttr(allocation, state->names.status), *number = NULL;

@@ -30,6 +30,9 @@ int pm_mapping_get(PyObject *mapping, PyObject *key, PyObject **value);
 /* mapping.pop(key, None), the value dropped. */
 int pm_mapping_remove(PyObject *mapping, PyObject *key);
 
+/* mapping.clear() */
+int pm_mapping_clear(PyObject *mapping);
+
 /* Is an object an allocation with status 'allocated'? Then its port is in *port. 1, 0, or -1
  * with an exception that is not an Exception (KeyboardInterrupt for example). */
 int pm_allocated_port(pm_state *state, PyObject *allocation, long *port);
