@@ -17,6 +17,13 @@ pm_address pm_address_wildcard(int family)
     return address;
 }
 
+pm_address pm_address_loopback(void)
+{
+    pm_address address = pm_address_wildcard(AF_INET);
+    address.v4.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    return address;
+}
+
 void pm_address_set_port(pm_address *address, uint16_t port)
 {
     if (address->any.sa_family == AF_INET6) {

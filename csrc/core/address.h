@@ -40,4 +40,7 @@ socklen_t pm_address_length(const pm_address *address);
 /* The dual-stack wildcard's halves: 0.0.0.0 (AF_INET) and `::` (AF_INET6). */
 pm_address pm_address_wildcard(int family);
 
+/* 127.0.0.1 */
+pm_address pm_address_loopback(void);
+
 #endif

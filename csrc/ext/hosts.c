@@ -14,9 +14,15 @@ bool pm_host_is_default(PyObject *host)
 pm_host pm_host_addresses(pm_state *state, PyObject *host, pm_addresses *addresses,
                           PyObject **awaitable)
 {
-    const char *text = host ? pm_host_text(host) : "127.0.0.1";
+    const char *text;
     PyObject *arguments, *result;
 
+    if (!host) {
+        addresses->count = 1;
+        addresses->items[0] = pm_address_loopback();
+        return PM_HOST_KNOWN;
+    }
+    text = pm_host_text(host);
     if (!text) {
         return PM_HOST_ERROR;
     }

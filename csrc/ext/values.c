@@ -35,29 +35,37 @@ static void refuse(PyObject *exception, const char *what, const char *expected, 
     }
 }
 
+static void refuse_integer(PyObject *exception, const char *what, long lowest, long highest,
+                           PyObject *value)
+{
+    char expected[64] = "an integer";
+
+    if (lowest != LONG_MIN || highest != LONG_MAX) {
+        PyOS_snprintf(expected, sizeof expected, "an integer in %ld..%ld", lowest, highest);
+    }
+    refuse(exception, what, expected, value);
+}
+
 bool pm_integer_from(PyObject *value, const char *what, long lowest, long highest, long *number)
 {
-    int overflow;
-    char expected[64];
     PyObject *integer = PyNumber_Index(value);
+    int overflow;
+    bool fits;
 
-    PyOS_snprintf(expected, sizeof expected,
-                  highest == LONG_MAX ? "an integer" : "an integer in %ld..%ld", lowest, highest);
     if (!integer) {
         if (PyErr_ExceptionMatches(PyExc_TypeError)) {
             PyErr_Clear();
-            refuse(PyExc_TypeError, what, expected, value);
+            refuse_integer(PyExc_TypeError, what, lowest, highest, value);
         }
         return false;
     }
     *number = PyLong_AsLongAndOverflow(integer, &overflow);
-    if (overflow || *number < lowest || *number > highest) {
-        refuse(PyExc_ValueError, what, expected, integer);
-        Py_DECREF(integer);
-        return false;
+    fits = !overflow && *number >= lowest && *number <= highest;
+    if (!fits) {
+        refuse_integer(PyExc_ValueError, what, lowest, highest, integer);
     }
     Py_DECREF(integer);
-    return true;
+    return fits;
 }
 
 bool pm_port_from(PyObject *value, const char *what, long lowest, long *port)
