@@ -97,12 +97,7 @@ static pm_outcome pause_or_fail(pm_coroutine *co, PyObject **out)
         return pm_attempt_wait(co, pm_loop_sleep(co->module_state, frame->service.retry_delay), PAUSED,
                         out);
     }
-    PyObject *message =
-        frame->service.port == 0
-            ? PyUnicode_FromString("No free port is left")
-            : PyUnicode_FromFormat("Port %d is in use and no alternatives available",
-                                   (int)frame->service.port);
-    return pm_attempt_fail(co, co->module_state->statuses.in_use, message, out);
+    return pm_attempt_fail_busy(co, out);
 }
 
 /* ---- a round of core ---------------------------------------------------------------------- */
@@ -110,6 +105,9 @@ static pm_outcome pause_or_fail(pm_coroutine *co, PyObject **out)
 static pm_outcome conclude(pm_coroutine *co, pm_status status, const pm_allocation *allocation,
                            PyObject **out)
 {
+    pm_attempt *frame = co->frame;
+
+    frame->default_forbidden = allocation->default_forbidden;
     switch (status) {
     case PM_OK:
         if (allocation->ephemeral) {
@@ -118,7 +116,7 @@ static pm_outcome conclude(pm_coroutine *co, pm_status status, const pm_allocati
                    "may take port %d while nothing listens on it",
                    co->vars[PM_ATTEMPT_NAME], (int)allocation->port);
         }
-        return pm_attempt_grant(co, allocation->port, allocation->default_forbidden, out);
+        return pm_attempt_grant(co, allocation->port, out);
     case PM_BUSY:
         return pause_or_fail(co, out);
     case PM_FORBIDDEN:
@@ -218,7 +216,8 @@ static pm_outcome begin_range(pm_coroutine *co, PyObject **out)
 {
     pm_attempt *frame = co->frame;
     if (!frame->service.may_fall_back || !frame->service.has_range) {
-        return pause_or_fail(co, out);
+        return frame->default_forbidden ? pm_attempt_fail_forbidden(co, out)
+                                        : pause_or_fail(co, out);
     }
     frame->next = frame->service.first;
     frame->fallback = 0;
@@ -232,7 +231,7 @@ static pm_outcome end_range(pm_coroutine *co, PyObject **out)
     if (frame->fallback) {
         int claimed = claim(co, frame->fallback);
         if (claimed) {
-            return claimed < 0 ? PM_ERROR : pm_attempt_grant(co, frame->fallback, false, out);
+            return claimed < 0 ? PM_ERROR : pm_attempt_grant(co, frame->fallback, out);
         }
     }
     return pause_or_fail(co, out);
@@ -252,7 +251,7 @@ static pm_outcome found(pm_coroutine *co, PyObject *received, PyObject **out)
     bool wait_for_better = pm_port_is_blocked((uint16_t)port) && !frame->find_overridden;
     int claimed = wait_for_better ? 0 : claim(co, (uint16_t)port);
     if (claimed) {
-        return claimed < 0 ? PM_ERROR : pm_attempt_grant(co, (uint16_t)port, false, out);
+        return claimed < 0 ? PM_ERROR : pm_attempt_grant(co, (uint16_t)port, out);
     }
     if (wait_for_better && !frame->fallback) {
         frame->fallback = (uint16_t)port;
@@ -278,6 +277,7 @@ static pm_outcome ask_default(pm_coroutine *co, bool overridden, PyObject **out)
         if (status == PM_HELD) {
             return PM_ERROR;
         }
+        frame->default_forbidden = status == PM_FORBIDDEN;
         return status == PM_BUSY || status == PM_FORBIDDEN
                    ? begin_range(co, out)
                    : conclude(co, status, &allocation, out);
@@ -298,7 +298,7 @@ static pm_outcome asked_default(pm_coroutine *co, PyObject *received, PyObject *
         return PM_ERROR;
     }
     if (available) {
-        return pm_attempt_grant(co, frame->claimed, false, out);
+        return pm_attempt_grant(co, frame->claimed, out);
     }
     pm_attempt_unclaim(co);
     return begin_range(co, out);
@@ -324,7 +324,7 @@ static pm_outcome asked_any(pm_coroutine *co, PyObject *received, PyObject **out
     int available = PyObject_IsTrue(received);
 
     if (available) {
-        return available < 0 ? PM_ERROR : pm_attempt_grant(co, frame->claimed, false, out);
+        return available < 0 ? PM_ERROR : pm_attempt_grant(co, frame->claimed, out);
     }
     pm_attempt_unclaim(co);
     return ++frame->asked < ASKED_ANY_MAX ? ask_any(co, out) : pause_or_fail(co, out);

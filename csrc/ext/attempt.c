@@ -84,9 +84,12 @@ pm_outcome pm_attempt_fail(pm_coroutine *co, PyObject *status, PyObject *message
     return allocation ? pm_attempt_done(co, allocation, out) : PM_ERROR;
 }
 
-static PyObject *granted_message(pm_coroutine *co, uint16_t port, bool forbidden)
+#define NEEDS_PRIVILEGE "needs a privilege that this process does not have"
+
+static PyObject *granted_message(pm_coroutine *co, uint16_t port)
 {
-    const pm_service *service = &((pm_attempt *)co->frame)->service;
+    const pm_attempt *frame = co->frame;
+    const pm_service *service = &frame->service;
 
     if (service->port == 0) {
         return PyUnicode_FromFormat("Allocated port %d", (int)port);
@@ -96,12 +99,11 @@ static PyObject *granted_message(pm_coroutine *co, uint16_t port, bool forbidden
     }
     return PyUnicode_FromFormat("Default port %d %s. Allocated alternative port %d",
                                 (int)service->port,
-                                forbidden ? "needs a privilege that this process does not have"
-                                          : "was in use",
+                                frame->default_forbidden ? NEEDS_PRIVILEGE : "was in use",
                                 (int)port);
 }
 
-pm_outcome pm_attempt_grant(pm_coroutine *co, uint16_t port, bool default_forbidden, PyObject **out)
+pm_outcome pm_attempt_grant(pm_coroutine *co, uint16_t port, PyObject **out)
 {
     pm_manager *manager = pm_attempt_manager(co);
     pm_state *state = co->module_state;
@@ -110,7 +112,7 @@ pm_outcome pm_attempt_grant(pm_coroutine *co, uint16_t port, bool default_forbid
     int added = -1;
 
     frame->claimed = port; /* given back by the end, unless it becomes a hold */
-    message = granted_message(co, port, default_forbidden);
+    message = granted_message(co, port);
     allocation =
         message ? make_allocation(co, state->statuses.allocated, port, message) : NULL;
     if (allocation) {
@@ -149,10 +151,27 @@ pm_outcome pm_attempt_fail_forbidden(pm_coroutine *co, PyObject **out)
 
     pm_port_policy_read(&policy);
     PyObject *message = PyUnicode_FromFormat(
-        "Port %d needs a privilege that this process does not have (ports below %d do here): "
+        "Port %d " NEEDS_PRIVILEGE " (ports below %d do here): "
         "configure a port from %d up, or give the process CAP_NET_BIND_SERVICE",
         (int)service->port, (int)policy.unprivileged_start, (int)policy.unprivileged_start);
     return pm_attempt_fail(co, co->module_state->statuses.error, message, out);
+}
+
+pm_outcome pm_attempt_fail_busy(pm_coroutine *co, PyObject **out)
+{
+    const pm_attempt *frame = co->frame;
+    int port = frame->service.port;
+    PyObject *message;
+
+    if (port == 0) {
+        message = PyUnicode_FromString("No free port is left");
+    } else if (frame->default_forbidden) {
+        message = PyUnicode_FromFormat("Port %d " NEEDS_PRIVILEGE ", and its alternatives are in use",
+                                       port);
+    } else {
+        message = PyUnicode_FromFormat("Port %d is in use and no alternatives available", port);
+    }
+    return pm_attempt_fail(co, co->module_state->statuses.in_use, message, out);
 }
 
 pm_outcome pm_attempt_fail_unknown(pm_coroutine *co, PyObject **out)

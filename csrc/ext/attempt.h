@@ -25,6 +25,7 @@ typedef struct {
     long retries; /* rounds that may still follow */
     bool collected;
     bool find_overridden;
+    bool default_forbidden; /* the default port needs a privilege */
     uint16_t claimed;  /* held for this attempt alone while an override is asked; 0: none */
     int asked;         /* how many free ports an override has refused in this round */
     uint16_t fallback; /* a port of the browsers' list, for want of a better one; 0: none */
@@ -42,12 +43,12 @@ static inline pm_manager *pm_attempt_manager(pm_coroutine *co)
 pm_outcome pm_attempt_done(pm_coroutine *co, PyObject *allocation, PyObject **out);
 
 /* With a port that is claimed for the manager: from now on it is the service's. */
-pm_outcome pm_attempt_grant(pm_coroutine *co, uint16_t port, bool default_forbidden,
-                            PyObject **out);
+pm_outcome pm_attempt_grant(pm_coroutine *co, uint16_t port, PyObject **out);
 
 /* Without a port: the outcome is stored, unless another thread was successful. The reference to
  * the message is taken over; NULL is an error. */
 pm_outcome pm_attempt_fail(pm_coroutine *co, PyObject *status, PyObject *message, PyObject **out);
+pm_outcome pm_attempt_fail_busy(pm_coroutine *co, PyObject **out);
 pm_outcome pm_attempt_fail_forbidden(pm_coroutine *co, PyObject **out);
 pm_outcome pm_attempt_fail_unknown(pm_coroutine *co, PyObject **out); /* errno says why */
 

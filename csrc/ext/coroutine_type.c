@@ -122,6 +122,18 @@ static PyObject *get_suspended(pm_coroutine *self, void *unused)
     return PyBool_FromLong(self->life == PM_SUSPENDED);
 }
 
+static PyObject *get_state(pm_coroutine *self, void *unused)
+{
+    static const char *const names[] = {
+        [PM_CREATED] = "CORO_CREATED",
+        [PM_SUSPENDED] = "CORO_SUSPENDED",
+        [PM_RUNNING] = "CORO_RUNNING",
+        [PM_CLOSED] = "CORO_CLOSED",
+    };
+    (void)unused;
+    return PyUnicode_FromString(names[self->life]);
+}
+
 static PyObject *get_awaited(pm_coroutine *self, void *unused)
 {
     (void)unused;
@@ -154,9 +166,10 @@ static PyObject *get_frame(pm_coroutine *self, void *unused)
     line = code ? PyObject_GetAttrString(code, "co_firstlineno") : NULL;
     globals = line ? pm_spec_declared(self->module_state, self->spec, "__globals__") : NULL;
     if (globals) {
-        fields = Py_BuildValue("{sOsOsOsOs{}sisO}", "f_code", code, "f_lineno", line, "f_back",
+        fields = Py_BuildValue("{sOsOsOsOs{}sisOsO}", "f_code", code, "f_lineno", line, "f_back",
                                Py_None, "f_globals", globals, "f_locals", "f_lasti",
-                               self->life == PM_CREATED ? -1 : 0, "f_trace", Py_None);
+                               self->life == PM_CREATED ? -1 : 0, "f_trace", Py_None,
+                               "f_generator", self);
     }
     arguments = fields ? PyTuple_New(0) : NULL;
     if (arguments) {
@@ -178,6 +191,7 @@ static PyGetSetDef coroutine_getset[] = {
     GETTER("__class__", get_class),
     GETTER("cr_running", get_running),
     GETTER("cr_suspended", get_suspended),
+    GETTER("cr_state", get_state),
     GETTER("cr_await", get_awaited),
     GETTER("cr_code", get_code),
     GETTER("cr_origin", get_origin),

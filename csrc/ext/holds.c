@@ -1,6 +1,5 @@
 #include "ext/holds.h"
 
-#include <stdbool.h>
 #include <time.h>
 
 #include "ext/log.h"
@@ -187,6 +186,14 @@ static void stop_monitor(pm_manager *self, uint16_t port)
         pm_manager_stop_monitor(self, number);
         Py_DECREF(number);
     }
+}
+
+bool pm_holds_any(pm_manager *self)
+{
+    lock(self);
+    bool any = PyDict_Size(self->holds) > 0;
+    unlock(self);
+    return any;
 }
 
 int pm_holds_reconcile(pm_manager *self, PyObject *allocated_ports)

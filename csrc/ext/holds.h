@@ -9,6 +9,8 @@
 #ifndef PM_HOLDS_H
 #define PM_HOLDS_H
 
+#include <stdbool.h>
+
 #include "ext/manager.h"
 
 extern PyType_Spec pm_hold_type_spec;
@@ -31,6 +33,8 @@ int pm_hold_release(pm_manager *self, PyObject *service);
 
 /* Gives back every port. Runs no Python code of others; for dealloc too. */
 void pm_holds_release_all(pm_manager *self);
+
+bool pm_holds_any(pm_manager *self);
 
 /* Gives back what does not stand any more. */
 int pm_holds_reconcile(pm_manager *self, PyObject *allocated_ports);

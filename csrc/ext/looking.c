@@ -324,7 +324,7 @@ static pm_outcome begin_wait(pm_coroutine *co, PyObject **out)
     pm_state *state = co->module_state;
     wait_frame *frame = co->frame;
 
-    if (!read_wait(co, frame)) {
+    if (!read_wait(co, frame) || pm_manager_reconcile(manager_of(co)) < 0) {
         return PM_ERROR;
     }
     int overridden = pm_manager_overrides_probe(manager_of(co));

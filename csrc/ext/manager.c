@@ -78,6 +78,13 @@ PyObject *pm_manager_ask(pm_manager *self, long port, PyObject *host)
     return answer;
 }
 
+int pm_manager_reconcile(pm_manager *self)
+{
+    PyObject *entries = pm_holds_any(self) ? pm_manager_allocated_ports(self) : NULL;
+    Py_XDECREF(entries);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
 PyObject *pm_manager_allocated_ports(pm_manager *self)
 {
     PyObject *entries = PyObject_GetAttr((PyObject *)self, self->state->names.allocated_ports);
@@ -308,7 +315,8 @@ static PyMemberDef manager_members[] = {
 };
 
 static PyType_Slot manager_slots[] = {
-    {Py_tp_doc,
+    {Py_tp_doc, /* CPython 3.10 finds no signature of a class with a __new__ of its own */
+     "PortManager(config=None)\n--\n\n"
      "Hands out TCP ports to services, and keeps them while they are handed out.\n\n"
      "config: a PortManagerConfig; None stands for its defaults."},
     {Py_tp_new, manager_new},

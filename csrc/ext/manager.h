@@ -47,6 +47,9 @@ PyObject *pm_manager_ask(pm_manager *self, long port, PyObject *host);
 /* getattr(manager, "allocated_ports") after holds that no longer stand were given back. */
 PyObject *pm_manager_allocated_ports(pm_manager *self);
 
+/* Gives holds back that no longer stand; costs next to nothing where there are none. */
+int pm_manager_reconcile(pm_manager *self);
+
 /* [(service, allocation)] of what is allocated: a new list. */
 PyObject *pm_manager_allocated_items(pm_manager *self);
 

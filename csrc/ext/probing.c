@@ -58,7 +58,8 @@ static pm_outcome is_port_available_step(pm_coroutine *co, PyObject *received, P
     pm_host host;
     long port;
 
-    if (!pm_port_from(co->vars[PORT], "port", 0, &port)) {
+    if (!pm_port_from(co->vars[PORT], "port", 0, &port) ||
+        pm_manager_reconcile((pm_manager *)co->vars[SELF]) < 0) {
         return PM_ERROR;
     }
     if (co->state == STARTED) {
@@ -185,16 +186,10 @@ static pm_outcome find_begin(pm_coroutine *co, pm_addresses *addresses, PyObject
     pm_manager *manager = (pm_manager *)co->vars[SELF];
     pm_state *state = co->module_state;
     find_frame *frame = co->frame;
-    PyObject *entries;
 
-    if (!read_range(co, frame)) {
+    if (!read_range(co, frame) || pm_manager_reconcile(manager) < 0) {
         return PM_ERROR;
     }
-    entries = pm_manager_allocated_ports(manager);
-    if (!entries) {
-        return PM_ERROR;
-    }
-    Py_DECREF(entries);
     if (frame->start > frame->end) {
         *out = Py_NewRef(Py_None);
         return PM_DONE;

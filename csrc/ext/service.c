@@ -1,14 +1,14 @@
 #include "ext/service.h"
 
-#include <limits.h>
-#include <math.h>
+#include <string.h>
 
 #include "ext/values.h"
 
-/* Turns the Exception that is set into the message; -1 if it is none. */
-static int complain(const char *owner, PyObject *name, PyObject **message)
+/* Turns the Exception that is set into the message; -1 if it is none. `field` is the one that was
+ * read; errors of ours begin with it already. */
+static int complain(const char *owner, PyObject *name, const char *field, PyObject **message)
 {
-    PyObject *type, *value, *traceback, *text;
+    PyObject *type, *value, *traceback, *text, *where;
 
     if (!PyErr_ExceptionMatches(PyExc_Exception)) {
         return -1;
@@ -16,14 +16,19 @@ static int complain(const char *owner, PyObject *name, PyObject **message)
     PyErr_Fetch(&type, &value, &traceback);
     PyErr_NormalizeException(&type, &value, &traceback);
     text = PyObject_Str(value);
-    if (!text) {
-        PyErr_Clear();
+    if (!text && pm_clear_exception()) {
         text = PyObject_Repr(type);
     }
-    if (text) {
-        *message = name ? PyUnicode_FromFormat("Invalid %s for service %R: %U", owner, name, text)
-                        : PyUnicode_FromFormat("Invalid %s: %U", owner, text);
+    where = name ? PyUnicode_FromFormat("Invalid %s for service %R", owner, name)
+                 : PyUnicode_FromFormat("Invalid %s", owner);
+    if (text && where) {
+        PyObject *prefix = PyUnicode_FromString(field);
+        int ours = prefix ? PyUnicode_Tailmatch(text, prefix, 0, PY_SSIZE_T_MAX, -1) == 1 : 0;
+        *message = ours ? PyUnicode_FromFormat("%U: %U", where, text)
+                        : PyUnicode_FromFormat("%U: %s: %U", where, field, text);
+        Py_XDECREF(prefix);
     }
+    Py_XDECREF(where);
     Py_XDECREF(text);
     Py_XDECREF(type);
     Py_XDECREF(value);
@@ -35,8 +40,7 @@ static bool read_range(PyObject *range, pm_service *service)
 {
     static const char expected[] = "a pair (first, last) of ports with first <= last, or None";
     long ends[2];
-    bool pair = !PyUnicode_Check(range) && !PyBytes_Check(range) && PySequence_Check(range) &&
-                PySequence_Size(range) == 2;
+    bool pair = (PyTuple_Check(range) || PyList_Check(range)) && PySequence_Size(range) == 2;
 
     for (Py_ssize_t i = 0; pair && i < 2; i++) {
         PyObject *item = PySequence_GetItem(range, i);
@@ -60,12 +64,14 @@ static bool read_range(PyObject *range, pm_service *service)
     return false;
 }
 
-static bool read_port_config(pm_state *state, PyObject *config, pm_service *service)
+static bool read_port_config(pm_state *state, PyObject *config, pm_service *service,
+                             const char **field)
 {
     PyObject *range = NULL;
     bool good = false;
     long port;
 
+    *field = "default_port";
     service->default_port = PyObject_GetAttr(config, state->names.default_port);
     if (!service->default_port) {
         goto done;
@@ -77,6 +83,7 @@ static bool read_port_config(pm_state *state, PyObject *config, pm_service *serv
         goto done;
     }
     service->port = (uint16_t)port;
+    *field = "range";
     range = PyObject_GetAttr(config, state->names.range);
     if (!range) {
         goto done;
@@ -87,18 +94,26 @@ done:
     return good;
 }
 
-static bool read_manager_config(pm_state *state, PyObject *config, pm_service *service)
+static bool read_manager_config(pm_state *state, PyObject *config, pm_service *service,
+                                const char **field)
 {
-    PyObject *fall_back = PyObject_GetAttr(config, state->names.enable_auto_allocation);
-    PyObject *retries = NULL, *delay = NULL;
+    PyObject *fall_back, *retries = NULL, *delay = NULL;
     bool good = false;
-    int truth = fall_back ? PyObject_IsTrue(fall_back) : -1;
+    int truth;
 
-    retries = truth < 0 ? NULL : PyObject_GetAttr(config, state->names.max_retries);
-    if (!retries ||
-        !pm_integer_from(retries, "max_retries", LONG_MIN, LONG_MAX, &service->max_retries)) {
+    *field = "enable_auto_allocation";
+    fall_back = PyObject_GetAttr(config, state->names.enable_auto_allocation);
+    truth = fall_back ? PyObject_IsTrue(fall_back) : -1;
+    if (truth < 0) {
         goto done;
     }
+    *field = "max_retries";
+    retries = PyObject_GetAttr(config, state->names.max_retries);
+    if (!retries ||
+        !pm_count_from(retries, "max_retries", &service->max_retries)) {
+        goto done;
+    }
+    *field = "retry_delay";
     delay = PyObject_GetAttr(config, state->names.retry_delay);
     if (!delay || !pm_seconds_from(delay, "retry_delay", &service->retry_delay)) {
         goto done;
@@ -119,6 +134,7 @@ int pm_service_read(pm_manager *self, PyObject *name, PyObject *config, pm_servi
                     PyObject **message)
 {
     PyObject *manager_config;
+    const char *field = "config";
     int result;
 
     *message = NULL;
@@ -126,13 +142,14 @@ int pm_service_read(pm_manager *self, PyObject *name, PyObject *config, pm_servi
         *message = PyUnicode_FromFormat("Invalid service name %R: it must be a str", name);
         return *message ? 0 : -1;
     }
-    if (!read_port_config(self->state, config, service)) {
-        return complain("configuration", name, message);
+    if (!read_port_config(self->state, config, service, &field)) {
+        return complain("configuration", name, field, message);
     }
+    field = "config";
     manager_config = PyObject_GetAttr((PyObject *)self, self->state->names.config);
-    result = manager_config && read_manager_config(self->state, manager_config, service)
+    result = manager_config && read_manager_config(self->state, manager_config, service, &field)
                  ? 1
-                 : complain("PortManagerConfig", NULL, message);
+                 : complain("PortManagerConfig", NULL, field, message);
     Py_XDECREF(manager_config);
     return result;
 }

@@ -35,42 +35,48 @@ static void refuse(PyObject *exception, const char *what, const char *expected, 
     }
 }
 
-static void refuse_integer(PyObject *exception, const char *what, long lowest, long highest,
-                           PyObject *value)
-{
-    char expected[64] = "an integer";
-
-    if (lowest != LONG_MIN || highest != LONG_MAX) {
-        PyOS_snprintf(expected, sizeof expected, "an integer in %ld..%ld", lowest, highest);
-    }
-    refuse(exception, what, expected, value);
-}
-
-bool pm_integer_from(PyObject *value, const char *what, long lowest, long highest, long *number)
+/* As a C long, cut to its ends; *cut says whether it was. */
+static bool read_integer(PyObject *value, const char *what, const char *expected, long *number,
+                         bool *cut)
 {
     PyObject *integer = PyNumber_Index(value);
     int overflow;
-    bool fits;
 
     if (!integer) {
         if (PyErr_ExceptionMatches(PyExc_TypeError)) {
             PyErr_Clear();
-            refuse_integer(PyExc_TypeError, what, lowest, highest, value);
+            refuse(PyExc_TypeError, what, expected, value);
         }
         return false;
     }
     *number = PyLong_AsLongAndOverflow(integer, &overflow);
-    fits = !overflow && *number >= lowest && *number <= highest;
-    if (!fits) {
-        refuse_integer(PyExc_ValueError, what, lowest, highest, integer);
+    *cut = overflow != 0;
+    if (overflow) {
+        *number = overflow > 0 ? LONG_MAX : LONG_MIN;
     }
     Py_DECREF(integer);
-    return fits;
+    return true;
+}
+
+bool pm_count_from(PyObject *value, const char *what, long *number)
+{
+    bool cut;
+    return read_integer(value, what, "an integer", number, &cut);
 }
 
 bool pm_port_from(PyObject *value, const char *what, long lowest, long *port)
 {
-    return pm_integer_from(value, what, lowest, 65535, port);
+    static const char *const expected[] = {"an integer in 0..65535", "an integer in 1..65535"};
+    bool cut;
+
+    if (!read_integer(value, what, expected[lowest != 0], port, &cut)) {
+        return false;
+    }
+    if (cut || *port < lowest || *port > UINT16_MAX) {
+        refuse(PyExc_ValueError, what, expected[lowest != 0], value);
+        return false;
+    }
+    return true;
 }
 
 bool pm_seconds_from(PyObject *value, const char *what, double *seconds)

@@ -6,12 +6,12 @@
 
 #include "ext/module.h"
 
-/* An integer (anything with __index__) in lowest..highest. TypeError or ValueError naming
- * `what`, and false, otherwise. */
-bool pm_integer_from(PyObject *value, const char *what, long lowest, long highest, long *number);
-
-/* A port in lowest..65535; the same errors. */
+/* A port: an integer (anything with __index__) in lowest..65535, `lowest` being 0 or 1.
+ * TypeError or ValueError naming `what`, and false, otherwise. */
 bool pm_port_from(PyObject *value, const char *what, long lowest, long *port);
+
+/* A count: an integer, cut to what a C long can hold; the same TypeError. */
+bool pm_count_from(PyObject *value, const char *what, long *number);
 
 /* Seconds, infinity included; TypeError for what is no number, ValueError for NaN. */
 bool pm_seconds_from(PyObject *value, const char *what, double *seconds);
