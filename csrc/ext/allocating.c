@@ -212,12 +212,18 @@ static pm_outcome find_next(pm_coroutine *co, PyObject **out)
     return pm_attempt_wait(co, awaitable, FOUND, out);
 }
 
+/* An override has no other port. Where the default needs a privilege, waiting does not help. */
+static pm_outcome end_asking(pm_coroutine *co, PyObject **out)
+{
+    const pm_attempt *frame = co->frame;
+    return frame->default_forbidden ? pm_attempt_fail_forbidden(co, out) : pause_or_fail(co, out);
+}
+
 static pm_outcome begin_range(pm_coroutine *co, PyObject **out)
 {
     pm_attempt *frame = co->frame;
     if (!frame->service.may_fall_back || !frame->service.has_range) {
-        return frame->default_forbidden ? pm_attempt_fail_forbidden(co, out)
-                                        : pause_or_fail(co, out);
+        return end_asking(co, out);
     }
     frame->next = frame->service.first;
     frame->fallback = 0;
@@ -234,7 +240,7 @@ static pm_outcome end_range(pm_coroutine *co, PyObject **out)
             return claimed < 0 ? PM_ERROR : pm_attempt_grant(co, frame->fallback, out);
         }
     }
-    return pause_or_fail(co, out);
+    return end_asking(co, out);
 }
 
 static pm_outcome found(pm_coroutine *co, PyObject *received, PyObject **out)

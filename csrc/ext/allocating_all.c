@@ -36,6 +36,9 @@ static pm_outcome allocate_all_ports_step(pm_coroutine *co, PyObject *received, 
     PyObject *method;
 
     if (!co->vars[NAMES]) {
+        if (pm_manager_reconcile((pm_manager *)co->vars[SELF]) < 0) {
+            return PM_ERROR;
+        }
         co->vars[NAMES] = required_services(co);
         co->vars[RESULTS] = co->vars[NAMES] ? PyDict_New() : NULL;
         if (!co->vars[RESULTS]) {

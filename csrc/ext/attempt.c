@@ -62,24 +62,41 @@ pm_outcome pm_attempt_done(pm_coroutine *co, PyObject *allocation, PyObject **ou
     return PM_DONE;
 }
 
+/* Another thread's success, or one that came while we failed, is everyone's answer: 1 with the
+ * allocation, in allocated_ports for sure; 0 or -1. */
+static int find_success(pm_coroutine *co, PyObject **allocation)
+{
+    int found = co->vars[PM_ATTEMPT_EXACT_NAME]
+                    ? pm_hold_find(pm_attempt_manager(co), co->vars[PM_ATTEMPT_EXACT_NAME],
+                                   allocation)
+                    : 0;
+    if (found == 1 && store(co, *allocation) < 0) {
+        Py_CLEAR(*allocation);
+        return -1;
+    }
+    return found;
+}
+
 pm_outcome pm_attempt_fail(pm_coroutine *co, PyObject *status, PyObject *message, PyObject **out)
 {
-    PyObject *allocation = NULL;
-    int standing = 0;
+    PyObject *failure, *allocation = NULL;
+    int found;
 
     if (!message) {
         return PM_ERROR;
     }
-    if (co->vars[PM_ATTEMPT_EXACT_NAME]) {
-        standing = pm_hold_find(pm_attempt_manager(co), co->vars[PM_ATTEMPT_EXACT_NAME], &allocation);
-    }
-    if (standing == 0) {
-        pm_log(co->module_state, PM_LOG_ERROR, "Service %S: %U", co->vars[PM_ATTEMPT_NAME], message);
-        allocation = make_allocation(co, status, 0, message);
-        if (allocation && store(co, allocation) < 0) {
-            Py_CLEAR(allocation);
+    found = find_success(co, &allocation);
+    failure = found == 0 ? make_allocation(co, status, 0, message) : NULL;
+    if (failure && store(co, failure) == 0) {
+        /* Looked at again: what came in between must not be overwritten. */
+        found = find_success(co, &allocation);
+        if (found == 0) {
+            pm_log(co->module_state, PM_LOG_ERROR, "Service %S: %U", co->vars[PM_ATTEMPT_NAME],
+                   message);
+            allocation = Py_NewRef(failure);
         }
     }
+    Py_XDECREF(failure);
     Py_DECREF(message);
     return allocation ? pm_attempt_done(co, allocation, out) : PM_ERROR;
 }

@@ -4,9 +4,41 @@
 
 #include "ext/values.h"
 
-/* Turns the Exception that is set into the message; -1 if it is none. `field` is the one that was
- * read; errors of ours begin with it already. */
-static int complain(const char *owner, PyObject *name, const char *field, PyObject **message)
+/* What was being read when an exception came. */
+typedef struct {
+    const char *field;
+    PyObject *value; /* owned; NULL: it could not be had */
+} reading;
+
+/* Reads a field, which is what any exception from here on is about. False with one set. */
+static bool take(PyObject *owner, const char *field, reading *at)
+{
+    at->field = field;
+    pm_set(&at->value, PyObject_GetAttrString(owner, field));
+    return at->value != NULL;
+}
+
+/* `field: what went wrong`, with the value where that does not say it: as errors of ours do. */
+static PyObject *describe(const reading *at, PyObject *text)
+{
+    PyObject *field = PyUnicode_FromString(at->field), *value, *described;
+    bool ours = field && PyUnicode_Tailmatch(text, field, 0, PY_SSIZE_T_MAX, -1) == 1;
+
+    Py_XDECREF(field);
+    if (ours) {
+        return Py_NewRef(text);
+    }
+    if (!at->value) {
+        return PyUnicode_FromFormat("%s: %U", at->field, text);
+    }
+    value = pm_safe_repr(at->value);
+    described = value ? PyUnicode_FromFormat("%s is %U: %U", at->field, value, text) : NULL;
+    Py_XDECREF(value);
+    return described;
+}
+
+/* Turns the Exception that is set into the message; -1 if it is none. */
+static int complain(const char *owner, PyObject *name, const reading *at, PyObject **message)
 {
     PyObject *type, *value, *traceback, *text, *where;
 
@@ -22,11 +54,8 @@ static int complain(const char *owner, PyObject *name, const char *field, PyObje
     where = name ? PyUnicode_FromFormat("Invalid %s for service %R", owner, name)
                  : PyUnicode_FromFormat("Invalid %s", owner);
     if (text && where) {
-        PyObject *prefix = PyUnicode_FromString(field);
-        int ours = prefix ? PyUnicode_Tailmatch(text, prefix, 0, PY_SSIZE_T_MAX, -1) == 1 : 0;
-        *message = ours ? PyUnicode_FromFormat("%U: %U", where, text)
-                        : PyUnicode_FromFormat("%U: %s: %U", where, field, text);
-        Py_XDECREF(prefix);
+        pm_set(&text, describe(at, text));
+        *message = text ? PyUnicode_FromFormat("%U: %U", where, text) : NULL;
     }
     Py_XDECREF(where);
     Py_XDECREF(text);
@@ -40,7 +69,8 @@ static bool read_range(PyObject *range, pm_service *service)
 {
     static const char expected[] = "a pair (first, last) of ports with first <= last, or None";
     long ends[2];
-    bool pair = (PyTuple_Check(range) || PyList_Check(range)) && PySequence_Size(range) == 2;
+    bool is_text = PyUnicode_Check(range) || PyBytes_Check(range) || PyByteArray_Check(range);
+    bool pair = !is_text && PySequence_Check(range) && PySequence_Size(range) == 2;
 
     for (Py_ssize_t i = 0; pair && i < 2; i++) {
         PyObject *item = PySequence_GetItem(range, i);
@@ -64,92 +94,68 @@ static bool read_range(PyObject *range, pm_service *service)
     return false;
 }
 
-static bool read_port_config(pm_state *state, PyObject *config, pm_service *service,
-                             const char **field)
+static bool read_port_config(PyObject *config, pm_service *service, reading *at)
 {
-    PyObject *range = NULL;
-    bool good = false;
     long port;
 
-    *field = "default_port";
-    service->default_port = PyObject_GetAttr(config, state->names.default_port);
-    if (!service->default_port) {
-        goto done;
+    if (!take(config, "default_port", at)) {
+        return false;
     }
-    if (!pm_port_from(service->default_port, "default_port", 0, &port)) {
-        if (!PyLong_Check(service->default_port)) {
-            Py_CLEAR(service->default_port); /* no port was requested at all */
-        }
-        goto done;
+    bool good = pm_port_from(at->value, at->field, 0, &port);
+    if (good || PyLong_Check(at->value)) {
+        service->default_port = Py_NewRef(at->value);
+    }
+    if (!good) {
+        return false;
     }
     service->port = (uint16_t)port;
-    *field = "range";
-    range = PyObject_GetAttr(config, state->names.range);
-    if (!range) {
-        goto done;
-    }
-    good = range == Py_None || read_range(range, service);
-done:
-    Py_XDECREF(range);
-    return good;
+    return take(config, "range", at) && (at->value == Py_None || read_range(at->value, service));
 }
 
-static bool read_manager_config(pm_state *state, PyObject *config, pm_service *service,
-                                const char **field)
+static bool read_manager_config(PyObject *config, pm_service *service, reading *at)
 {
-    PyObject *fall_back, *retries = NULL, *delay = NULL;
-    bool good = false;
-    int truth;
+    int fall_back;
 
-    *field = "enable_auto_allocation";
-    fall_back = PyObject_GetAttr(config, state->names.enable_auto_allocation);
-    truth = fall_back ? PyObject_IsTrue(fall_back) : -1;
-    if (truth < 0) {
-        goto done;
+    if (!take(config, "enable_auto_allocation", at) ||
+        (fall_back = PyObject_IsTrue(at->value)) < 0) {
+        return false;
     }
-    *field = "max_retries";
-    retries = PyObject_GetAttr(config, state->names.max_retries);
-    if (!retries ||
-        !pm_count_from(retries, "max_retries", &service->max_retries)) {
-        goto done;
+    service->may_fall_back = fall_back;
+    if (!take(config, "max_retries", at) ||
+        !pm_count_from(at->value, at->field, &service->max_retries) ||
+        !take(config, "retry_delay", at) ||
+        !pm_seconds_from(at->value, at->field, &service->retry_delay)) {
+        return false;
     }
-    *field = "retry_delay";
-    delay = PyObject_GetAttr(config, state->names.retry_delay);
-    if (!delay || !pm_seconds_from(delay, "retry_delay", &service->retry_delay)) {
-        goto done;
-    }
-    service->may_fall_back = truth == 1;
     if (service->retry_delay < 0) {
         service->retry_delay = 0;
     }
-    good = true;
-done:
-    Py_XDECREF(fall_back);
-    Py_XDECREF(retries);
-    Py_XDECREF(delay);
-    return good;
+    return true;
 }
 
 int pm_service_read(pm_manager *self, PyObject *name, PyObject *config, pm_service *service,
                     PyObject **message)
 {
-    PyObject *manager_config;
-    const char *field = "config";
-    int result;
+    reading at = {0};
+    PyObject *manager_config = NULL;
+    int result = 1;
 
     *message = NULL;
     if (!PyUnicode_Check(name)) {
         *message = PyUnicode_FromFormat("Invalid service name %R: it must be a str", name);
         return *message ? 0 : -1;
     }
-    if (!read_port_config(self->state, config, service, &field)) {
-        return complain("configuration", name, field, message);
+    if (!read_port_config(config, service, &at)) {
+        result = complain("configuration", name, &at, message);
+    } else if (!take((PyObject *)self, "config", &at)) {
+        result = complain("PortManager", NULL, &at, message);
+    } else {
+        manager_config = Py_NewRef(at.value);
+        if (!read_manager_config(manager_config, service, &at)) {
+            result = complain("PortManagerConfig", NULL, &at, message);
+        }
     }
-    field = "config";
-    manager_config = PyObject_GetAttr((PyObject *)self, self->state->names.config);
-    result = manager_config && read_manager_config(self->state, manager_config, service, &field)
-                 ? 1
-                 : complain("PortManagerConfig", NULL, field, message);
     Py_XDECREF(manager_config);
+    Py_XDECREF(at.value);
     return result;
 }

@@ -7,7 +7,7 @@
 #include "ext/manager.h"
 
 typedef struct {
-    PyObject *default_port; /* as configured; owned; NULL if that is no int */
+    PyObject *default_port; /* as configured; owned; NULL if that is no number */
     uint16_t port;          /* the same as a number; 0: any free port */
     bool has_range;
     uint16_t first, last;
