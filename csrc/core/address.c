@@ -39,6 +39,19 @@ socklen_t pm_address_length(const pm_address *address)
                                               : (socklen_t)sizeof address->v4;
 }
 
+/* ::ffff:127.0.0.1 becomes 127.0.0.1, which is what it means: the kernel's tables and sockets that
+ * are IPv6 only (net.ipv6.bindv6only) know that alone. */
+static void unmap(pm_address *address)
+{
+    struct in_addr v4;
+
+    if (address->any.sa_family == AF_INET6 && IN6_IS_ADDR_V4MAPPED(&address->v6.sin6_addr)) {
+        memcpy(&v4, &address->v6.sin6_addr.s6_addr[12], sizeof v4);
+        *address = pm_address_wildcard(AF_INET);
+        address->v4.sin_addr = v4;
+    }
+}
+
 static pm_status status_of_lookup(int code)
 {
     switch (code) {
@@ -73,7 +86,8 @@ static pm_status lookup(const char *host, int flags, pm_addresses *out)
     for (const struct addrinfo *at = list; at && out->count < PM_ADDRESSES_MAX; at = at->ai_next) {
         if ((at->ai_family == AF_INET || at->ai_family == AF_INET6) &&
             at->ai_addrlen <= sizeof out->items[0]) {
-            memcpy(&out->items[out->count++], at->ai_addr, at->ai_addrlen);
+            memcpy(&out->items[out->count], at->ai_addr, at->ai_addrlen);
+            unmap(&out->items[out->count++]);
         }
     }
     freeaddrinfo(list);
@@ -114,6 +128,7 @@ pm_status pm_address_literal(const char *host, pm_addresses *out)
     const char *text = unbracketed(host, copy);
     *first = pm_address_wildcard(AF_INET6);
     if (inet_pton(AF_INET6, text, &first->v6.sin6_addr) == 1) {
+        unmap(first);
         return PM_OK;
     }
     out->count = 0;

@@ -70,7 +70,18 @@ static int diag_error(const struct nlmsghdr *header)
     return header->nlmsg_len < NLMSG_LENGTH(sizeof *error) ? EBADMSG : -error->error;
 }
 
-/* Reads the kernel's answers until the last one. `one`: there is only one message. */
+/* What ended a dump before its end: 0 for nothing. */
+static int dump_error(const struct nlmsghdr *header)
+{
+    int error = 0;
+    if (header->nlmsg_len >= NLMSG_LENGTH(sizeof error)) {
+        memcpy(&error, NLMSG_DATA(header), sizeof error);
+    }
+    return -error;
+}
+
+/* Reads the kernel's answers until the last one. `one`: there is only one message. ENOENT: there
+ * is no such socket, or no table of TCP sockets at all (a module that cannot be loaded). */
 static pm_status diag_receive(int fd, bool one, visit each, void *context)
 {
     /* The kernel fills dump messages up to 32 KiB when the reader offers that much. */
@@ -88,12 +99,9 @@ static pm_status diag_receive(int fd, bool one, visit each, void *context)
         const struct nlmsghdr *header = (const struct nlmsghdr *)buffer;
         for (; NLMSG_OK(header, left); header = NLMSG_NEXT(header, left)) {
             const struct inet_diag_msg *message = NLMSG_DATA(header);
-            if (header->nlmsg_type == NLMSG_DONE) {
-                return PM_OK;
-            }
-            if (header->nlmsg_type == NLMSG_ERROR) {
-                errno = diag_error(header);
-                return errno == 0 || errno == ENOENT ? PM_OK : pm_status_of_errno(errno);
+            if (header->nlmsg_type == NLMSG_DONE || header->nlmsg_type == NLMSG_ERROR) {
+                errno = header->nlmsg_type == NLMSG_DONE ? dump_error(header) : diag_error(header);
+                return errno == 0 ? PM_OK : pm_status_of_errno(errno);
             }
             if (header->nlmsg_type == SOCK_DIAG_BY_FAMILY &&
                 header->nlmsg_len >= NLMSG_LENGTH(sizeof *message) &&
@@ -106,6 +114,26 @@ static pm_status diag_receive(int fd, bool one, visit each, void *context)
             return PM_OK;
         }
     }
+}
+
+/* The listener that the kernel would give a connection. Where there is none it says the same as
+ * where it has no table; a dump of no state at all, which is quick, tells which it is. */
+static pm_status diag_find(int fd, const pm_address *address, uint16_t port, visit each,
+                           void *context)
+{
+    int family = address->any.sa_family;
+    pm_status status = diag_send(fd, family, 1u << STATE_LISTEN, port, address);
+
+    if (status == PM_OK) {
+        status = diag_receive(fd, true, each, context);
+    }
+    if (status == PM_FAILED && errno == ENOENT) {
+        status = diag_send(fd, family, 0, port, NULL);
+        if (status == PM_OK) {
+            status = diag_receive(fd, false, each, context);
+        }
+    }
+    return status;
 }
 
 /* Every socket of a state, IPv4 and IPv6; of one port, or of all for port 0. */
@@ -154,6 +182,17 @@ static bool parse_line(const char *line, uint16_t *port, uint32_t address[4], un
     return true;
 }
 
+/* A socket of IPv6 that is bound to ::ffff:127.0.0.1, as Java's are, is one of 127.0.0.1. */
+static int unmapped(int family, uint32_t address[4])
+{
+    if (family != AF_INET6 || address[0] || address[1] || address[2] != htonl(0xffff)) {
+        return family;
+    }
+    address[0] = address[3];
+    address[2] = address[3] = 0;
+    return AF_INET;
+}
+
 static pm_status proc_dump(unsigned state, visit each, void *context)
 {
     static const struct {
@@ -170,6 +209,9 @@ static pm_status proc_dump(unsigned state, visit each, void *context)
             if (pm_status_of_errno(errno) == PM_EXHAUSTED) {
                 return PM_EXHAUSTED;
             }
+            if (errno != ENOENT) {
+                return PM_FAILED;
+            }
             continue; /* a machine without IPv6 has no tcp6 */
         }
         answer = PM_OK;
@@ -179,7 +221,8 @@ static pm_status proc_dump(unsigned state, visit each, void *context)
             unsigned its_state;
             uint64_t inode;
             if (parse_line(line, &port, address, &its_state, &inode) && its_state == state) {
-                going = each(context, tables[i].family, port, address, inode);
+                int family = unmapped(tables[i].family, address);
+                going = each(context, family, port, address, inode);
             }
         }
         fclose(file);
@@ -188,10 +231,9 @@ static pm_status proc_dump(unsigned state, visit each, void *context)
 }
 
 /* Netlink may be missing or refused in a container; being out of descriptors is neither. */
-static pm_status dump(unsigned state, uint16_t port, visit each, void *context)
+static bool needs_proc(pm_status status)
 {
-    pm_status status = diag_dump(state, port, each, context);
-    return status == PM_OK || status == PM_EXHAUSTED ? status : proc_dump(state, each, context);
+    return status != PM_OK && status != PM_EXHAUSTED;
 }
 
 /* ---- the questions ----------------------------------------------------------------------- */
@@ -254,6 +296,24 @@ typedef struct {
     uint8_t destination[16];
 } route_request;
 
+/* Loopback is this machine's without a question: not every kernel has routes that say so. */
+static bool is_loopback(const pm_address *address)
+{
+    return address->any.sa_family == AF_INET ? ntohl(address->v4.sin_addr.s_addr) >> 24 == 127
+                                             : IN6_IS_ADDR_LOOPBACK(&address->v6.sin6_addr);
+}
+
+/* No route: the address is somebody else's. Any other refusal is no answer. */
+static bool says_no_route(const struct nlmsghdr *header, ssize_t got)
+{
+    if (got < (ssize_t)NLMSG_LENGTH(sizeof(struct nlmsgerr)) ||
+        header->nlmsg_type != NLMSG_ERROR) {
+        return false;
+    }
+    int error = diag_error(header);
+    return error == ENETUNREACH || error == EHOSTUNREACH;
+}
+
 /* Is the address one of this machine's, as the kernel routes it? Where the kernel does not say,
  * it is taken for one. */
 static bool is_local(const pm_address *address)
@@ -284,8 +344,8 @@ static bool is_local(const pm_address *address)
         if (got >= (ssize_t)NLMSG_LENGTH(sizeof answer.body) &&
             answer.header.nlmsg_type == RTM_NEWROUTE) {
             local = answer.body.rtm_type == RTN_LOCAL;
-        } else if (got >= (ssize_t)NLMSG_LENGTH(0)) {
-            local = answer.header.nlmsg_type != NLMSG_ERROR; /* no route: somebody else's */
+        } else {
+            local = !says_no_route(&answer.header, got);
         }
     }
     if (fd >= 0) {
@@ -297,25 +357,21 @@ static bool is_local(const pm_address *address)
 pm_status pm_listeners_reach(const pm_address *address, uint16_t port, bool *listening)
 {
     reach_query query = {.address = *address, .port = port};
-    int family = address->any.sa_family, fd;
+    int fd;
 
     wildcard_to_loopback(&query.address);
     pm_status status = diag_open(&fd);
     if (status == PM_OK) {
-        status = diag_send(fd, family, 1u << STATE_LISTEN, port, &query.address);
-        if (status == PM_OK) {
-            /* The kernel looked the listener up as it would for a connection. */
-            status = diag_receive(fd, true, visit_any, &query);
-        }
+        status = diag_find(fd, &query.address, port, visit_any, &query);
         int error = errno;
         close(fd);
         errno = error;
     }
-    if (status != PM_OK && status != PM_EXHAUSTED) {
+    if (needs_proc(status)) {
         status = proc_dump(STATE_LISTEN, visit_reach, &query);
     }
     /* The kernel finds a wildcard's listener for foreign addresses too. */
-    *listening = query.found && is_local(&query.address);
+    *listening = query.found && (is_loopback(&query.address) || is_local(&query.address));
     return status;
 }
 
@@ -361,7 +417,11 @@ pm_status pm_listeners_list(const pm_port_set *wanted, pm_listeners *list)
 {
     list_query query = {.wanted = wanted, .list = list};
     memset(list, 0, sizeof *list);
-    pm_status status = dump(STATE_LISTEN, 0, visit_list, &query);
+    pm_status status = diag_dump(STATE_LISTEN, 0, visit_list, &query);
+    if (needs_proc(status)) {
+        list->count = 0; /* the kernel may have given up half-way */
+        status = proc_dump(STATE_LISTEN, visit_list, &query);
+    }
     if (query.out_of_memory) {
         errno = ENOMEM;
         return PM_EXHAUSTED;

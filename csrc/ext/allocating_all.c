@@ -1,5 +1,6 @@
 /* allocate_all_ports: allocate_port, one required service after the other. */
 #include "ext/manager.h"
+#include "ext/values.h"
 
 /* vars */
 enum { SELF, NAMES, RESULTS };
@@ -13,7 +14,7 @@ static PyObject *required_services(pm_coroutine *co)
 {
     pm_state *state = co->module_state;
     PyObject *configs = PyObject_GetAttr(co->vars[SELF], state->names.port_configs);
-    PyObject *items = configs ? PyMapping_Items(configs) : NULL;
+    PyObject *items = configs ? pm_mapping_items(configs) : NULL;
     PyObject *names = items ? PyList_New(0) : NULL;
 
     for (Py_ssize_t i = 0; names && i < PyList_Size(items); i++) {

@@ -97,7 +97,7 @@ PyObject *pm_manager_allocated_ports(pm_manager *self)
 PyObject *pm_manager_allocated_items(pm_manager *self)
 {
     PyObject *entries = pm_manager_allocated_ports(self);
-    PyObject *items = entries ? PyMapping_Items(entries) : NULL;
+    PyObject *items = entries ? pm_mapping_items(entries) : NULL;
     PyObject *allocated = items ? PyList_New(0) : NULL;
     long port;
 
@@ -127,16 +127,18 @@ int pm_manager_clear(pm_manager *self)
 /* Copies of the default configurations, by name. */
 static int add_defaults(pm_state *state, PyObject *configs)
 {
-    Py_ssize_t count = PyList_Size(state->default_configs);
-    int result = 0;
+    /* A list of our own: copying may run code that changes the other one. */
+    PyObject *defaults = PySequence_List(state->default_configs);
+    int result = defaults ? 0 : -1;
 
-    for (Py_ssize_t i = 0; result == 0 && i < count; i++) {
-        PyObject *copy = pm_record_copy(PyList_GetItem(state->default_configs, i));
+    for (Py_ssize_t i = 0; result == 0 && i < PyList_Size(defaults); i++) {
+        PyObject *copy = pm_record_copy(PyList_GetItem(defaults, i));
         PyObject *name = copy ? PyObject_GetAttr(copy, state->names.service) : NULL;
         result = name ? PyDict_SetItem(configs, name, copy) : -1;
         Py_XDECREF(name);
         Py_XDECREF(copy);
     }
+    Py_XDECREF(defaults);
     return result;
 }
 

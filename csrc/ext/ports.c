@@ -150,7 +150,7 @@ PyObject *pm_release_all_ports(pm_state *state, const pm_function_spec *spec,
 {
     pm_manager *self = (pm_manager *)arguments[0];
     PyObject *entries = pm_manager_allocated_ports(self);
-    PyObject *items = entries ? PyMapping_Items(entries) : NULL;
+    PyObject *items = entries ? pm_mapping_items(entries) : NULL;
     int result = items ? 0 : -1;
 
     (void)state, (void)spec;

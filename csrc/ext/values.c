@@ -155,6 +155,20 @@ int pm_mapping_remove(PyObject *mapping, PyObject *key)
     return 0;
 }
 
+PyObject *pm_mapping_items(PyObject *mapping)
+{
+    PyObject *items = PyMapping_Items(mapping);
+
+    for (Py_ssize_t i = 0; items && i < PyList_Size(items); i++) {
+        PyObject *item = PyList_GetItem(items, i);
+        if (!PyTuple_Check(item) || PyTuple_Size(item) != 2) {
+            refuse(PyExc_TypeError, "an item of the mapping", "a pair (key, value)", item);
+            Py_CLEAR(items);
+        }
+    }
+    return items;
+}
+
 int pm_mapping_clear(PyObject *mapping)
 {
     PyObject *result = PyObject_CallMethod(mapping, "clear", NULL);

@@ -30,6 +30,10 @@ int pm_mapping_get(PyObject *mapping, PyObject *key, PyObject **value);
 /* mapping.pop(key, None), the value dropped. */
 int pm_mapping_remove(PyObject *mapping, PyObject *key);
 
+/* [(key, value)]: a new list of pairs that nobody else has. TypeError if the mapping's items are
+ * none. */
+PyObject *pm_mapping_items(PyObject *mapping);
+
 /* mapping.clear() */
 int pm_mapping_clear(PyObject *mapping);
 
