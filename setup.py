@@ -6,6 +6,7 @@ import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 # One abi3 build serves every CPython that has a GIL; a free-threaded one has no limited API.
 # PORTMANAGER_ABI=version builds for this interpreter alone (benchmarks/abi compares the two).
@@ -29,7 +30,18 @@ def sources() -> list[str]:
     return sorted(str(f) for f in files if not f.stem.endswith(others))
 
 
+class BuildWithoutTests(build_py):
+    """Leaves out what lies beside the modules for the checkout's sake: backend/services' tests."""
+
+    NOT_INSTALLED = ("test_port_manager", "example_port_manager_usage")
+
+    def find_package_modules(self, package, package_dir):
+        found = super().find_package_modules(package, package_dir)
+        return [module for module in found if module[1] not in self.NOT_INSTALLED]
+
+
 setup(
+    cmdclass={"build_py": BuildWithoutTests},
     ext_modules=[
         Extension(
             "portmanager._native",

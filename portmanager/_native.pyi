@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, ClassVar
 
+from typing_extensions import disjoint_base
+
 DEFAULT_PORT_CONFIGS: list[PortConfig]
 
 class PortConfig:
@@ -77,6 +79,7 @@ class PortManagerConfig:
     def __eq__(self, other: object) -> bool: ...
     __hash__: ClassVar[None]  # type: ignore[assignment]
 
+@disjoint_base
 class PortManager:
     config: PortManagerConfig
     port_configs: dict[str, PortConfig]

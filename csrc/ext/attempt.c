@@ -246,10 +246,25 @@ static int announce(pm_coroutine *co)
     return result;
 }
 
+/* A coroutine that will not be awaited after all, whose reference is taken over. */
+static void close_quietly(PyObject *awaitable)
+{
+    PyObject *type, *value, *traceback, *closed;
+
+    PyErr_Fetch(&type, &value, &traceback);
+    closed = PyObject_CallMethod(awaitable, "close", NULL);
+    Py_XDECREF(closed);
+    Py_DECREF(awaitable);
+    PyErr_Restore(type, value, traceback);
+}
+
 pm_outcome pm_attempt_wait(pm_coroutine *co, PyObject *awaitable, int state, PyObject **out)
 {
-    if (!awaitable || announce(co) < 0) {
-        Py_XDECREF(awaitable);
+    if (!awaitable) {
+        return PM_ERROR;
+    }
+    if (announce(co) < 0) {
+        close_quietly(awaitable);
         return PM_ERROR;
     }
     co->state = state;

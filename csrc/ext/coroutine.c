@@ -4,6 +4,8 @@
 
 #include "ext/raise.h"
 
+enum { DEPTH_MAX = 500 };
+
 /* Gives up what a coroutine needs for running. */
 static void drop(pm_coroutine *self)
 {
@@ -213,7 +215,8 @@ static PySendResult throw_into_awaited(pm_coroutine *self, PyObject *thrown, PyO
 
 /* One send, or one throw where `thrown` is given: runs steps until one is done, fails, or what
  * it awaits yields. */
-static PySendResult run(pm_coroutine *self, PyObject *value, PyObject *thrown, PyObject **result)
+static PySendResult run_steps(pm_coroutine *self, PyObject *value, PyObject *thrown,
+                              PyObject **result)
 {
     const pm_coroutine_kind *kind = self->spec->kind;
     PyObject *received = NULL, *out;
@@ -248,6 +251,27 @@ static PySendResult run(pm_coroutine *self, PyObject *value, PyObject *thrown, P
         value = Py_None;
         thrown = NULL;
     }
+}
+
+/* Coroutines that await each other without end must not overrun the C stack: the interpreter's
+ * own limit counts with the frames of Python, ours keeps within any stack. */
+static PySendResult run(pm_coroutine *self, PyObject *value, PyObject *thrown, PyObject **result)
+{
+    static _Thread_local int depth;
+    PySendResult sent = PYGEN_ERROR;
+
+    if (depth >= DEPTH_MAX) {
+        PyErr_SetString(PyExc_RecursionError,
+                        "maximum recursion depth exceeded while awaiting a coroutine");
+    } else if (Py_EnterRecursiveCall(" while awaiting a coroutine") == 0) {
+        depth++;
+        sent = run_steps(self, value, thrown, result);
+        depth--;
+        Py_LeaveRecursiveCall();
+        return sent;
+    }
+    finish(self);
+    return sent;
 }
 
 /* True if nobody else is running it. */

@@ -44,6 +44,22 @@ pm_host pm_host_addresses(pm_state *state, PyObject *host, pm_addresses *address
     return answer;
 }
 
+static bool are_addresses(const char *bytes, size_t size)
+{
+    pm_address address;
+
+    if (size % sizeof address != 0 || size / sizeof address > PM_ADDRESSES_MAX) {
+        return false;
+    }
+    for (; size > 0; bytes += sizeof address, size -= sizeof address) {
+        memcpy(&address, bytes, sizeof address);
+        if (address.any.sa_family != AF_INET && address.any.sa_family != AF_INET6) {
+            return false;
+        }
+    }
+    return true;
+}
+
 pm_host pm_host_resolved(PyObject *result, pm_addresses *addresses)
 {
     char *bytes;
@@ -52,8 +68,12 @@ pm_host pm_host_resolved(PyObject *result, pm_addresses *addresses)
     if (PyBytes_AsStringAndSize(result, &bytes, &size) < 0) {
         return PM_HOST_ERROR;
     }
+    if (!are_addresses(bytes, (size_t)size)) { /* an event loop may answer what it likes */
+        PyErr_SetString(PyExc_TypeError, "the event loop did not return what _resolve() did");
+        return PM_HOST_ERROR;
+    }
     addresses->count = (size_t)size / sizeof *addresses->items;
-    memcpy(addresses->items, bytes, addresses->count * sizeof *addresses->items);
+    memcpy(addresses->items, bytes, (size_t)size);
     return addresses->count ? PM_HOST_KNOWN : PM_HOST_NOWHERE;
 }
 

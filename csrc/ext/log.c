@@ -17,6 +17,9 @@ static PyObject *logger_for(pm_state *state, int level)
     if (logging) {
         PyObject *logger = PyObject_CallMethod(logging, "getLogger", "s", "portmanager");
         Py_DECREF(logging);
+        if (!logger && level < PM_WARNING && PyErr_ExceptionMatches(PyExc_AttributeError)) {
+            PyErr_Clear(); /* another thread is importing it */
+        }
         if (state->logger) {
             Py_XDECREF(logger); /* another thread was first; getLogger gives one object */
         } else {
@@ -37,6 +40,17 @@ static bool is_enabled(pm_state *state, PyObject *logger, int level)
     return enabled;
 }
 
+/* What a handler raised is not the caller's business, but for Ctrl-C: that is pressed again. */
+static void report(PyObject *logger)
+{
+    if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
+        PyErr_Clear();
+        PyErr_SetInterrupt();
+    } else {
+        PyErr_WriteUnraisable(logger);
+    }
+}
+
 void pm_log(pm_state *state, int level, const char *format, ...)
 {
     PyObject *type, *value, *traceback, *logger, *text = NULL, *line = NULL, *result = NULL;
@@ -54,7 +68,7 @@ void pm_log(pm_state *state, int level, const char *format, ...)
         }
     }
     if (PyErr_Occurred()) {
-        PyErr_WriteUnraisable(logger);
+        report(logger);
     }
     Py_XDECREF(result);
     Py_XDECREF(line);

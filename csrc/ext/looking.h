@@ -6,6 +6,6 @@
 
 /* _listening_ports(ports: Iterable[int]) -> set[int]; gives up the GIL. OSError when the
  * kernel does not tell. */
-PyObject *pm_listening_ports(PyObject *module, PyObject *ports);
+PyObject *pm_listening_ports(PyObject *module, PyObject *iterable);
 
 #endif

@@ -132,7 +132,8 @@ static int add_defaults(pm_state *state, PyObject *configs)
     int result = defaults ? 0 : -1;
 
     for (Py_ssize_t i = 0; result == 0 && i < PyList_Size(defaults); i++) {
-        PyObject *copy = pm_record_copy(PyList_GetItem(defaults, i));
+        PyObject *copy =
+            pm_record_copy(state, PM_RECORD_PORT_CONFIG, PyList_GetItem(defaults, i));
         PyObject *name = copy ? PyObject_GetAttr(copy, state->names.service) : NULL;
         result = name ? PyDict_SetItem(configs, name, copy) : -1;
         Py_XDECREF(name);

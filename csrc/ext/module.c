@@ -325,6 +325,7 @@ static int running_minor(void)
     return sscanf(Py_GetVersion(), "%d.%d", &major, &minor) == 2 ? minor : 10;
 }
 
+/* NOLINTNEXTLINE(misc-use-internal-linkage) */
 PyMODINIT_FUNC PyInit__native(void)
 {
     int minor = running_minor();

@@ -54,8 +54,10 @@ PyObject *pm_get_allocated_ports(pm_state *state, const pm_function_spec *spec,
 /* `python-ai-service` to `PYTHON_AI_SERVICE_PORT`; a new reference. */
 static PyObject *variable_name(PyObject *service)
 {
-    PyObject *text = PyObject_Str(service), *upper, *name = NULL;
-    upper = text ? PyObject_CallMethod(text, "upper", NULL) : NULL;
+    PyObject *text = PyObject_Str(service), *exact, *upper, *name = NULL;
+    /* A subclass of str may have an upper() of its own. */
+    exact = text ? PyUnicode_FromObject(text) : NULL;
+    upper = exact ? PyObject_CallMethod(exact, "upper", NULL) : NULL;
     Py_ssize_t length = upper ? PyUnicode_GetLength(upper) : 0;
     char *plain = upper ? PyMem_Malloc((size_t)length + 1) : NULL;
 
@@ -72,6 +74,7 @@ static PyObject *variable_name(PyObject *service)
         PyErr_NoMemory();
     }
     Py_XDECREF(upper);
+    Py_XDECREF(exact);
     Py_XDECREF(text);
     return name;
 }

@@ -387,7 +387,7 @@ PyObject *pm_record_new(pm_state *state, pm_record_kind kind, PyObject *const *v
 
 PyObject *pm_record_new_default(pm_state *state, pm_record_kind kind)
 {
-    PyObject *defaults = state->record_defaults[kind], *values[PM_FIELDS_MAX];
+    PyObject *defaults = state->record_defaults[kind], *values[PM_FIELDS_MAX] = {NULL};
 
     for (Py_ssize_t i = 0; i < PyTuple_Size(defaults); i++) {
         values[i] = PyTuple_GetItem(defaults, i);
@@ -395,13 +395,20 @@ PyObject *pm_record_new_default(pm_state *state, pm_record_kind kind)
     return pm_record_new(state, kind, values);
 }
 
-PyObject *pm_record_copy(PyObject *record)
+PyObject *pm_record_copy(pm_state *state, pm_record_kind kind, PyObject *record)
 {
-    PyObject *fields = PyObject_GetAttrString(record, "__dict__"), *copy = NULL;
-    PyObject *own = fields ? PyDict_Copy(fields) : NULL;
+    PyObject *module, *fields, *own, *copy = NULL;
 
+    if (Py_TYPE(record) != state->record_types[kind]) {
+        module = PyImport_ImportModule("copy");
+        copy = module ? PyObject_CallMethod(module, "copy", "O", record) : NULL;
+        Py_XDECREF(module);
+        return copy;
+    }
+    fields = PyObject_GetAttrString(record, "__dict__");
+    own = fields ? PyDict_Copy(fields) : NULL;
     if (own) {
-        copy = PyType_GenericAlloc(Py_TYPE(record), 0);
+        copy = PyType_GenericAlloc(state->record_types[kind], 0);
     }
     if (copy && PyObject_SetAttrString(copy, "__dict__", own) < 0) {
         Py_CLEAR(copy);

@@ -21,7 +21,7 @@ PyObject *pm_record_new(pm_state *state, pm_record_kind kind, PyObject *const *v
 /* The same with every field at its default; for PortManagerConfig. */
 PyObject *pm_record_new_default(pm_state *state, pm_record_kind kind);
 
-/* A record of the same class with the same fields, as copy.copy makes it. A new reference. */
-PyObject *pm_record_copy(PyObject *record);
+/* copy.copy(record), without the module for a record of the class itself. A new reference. */
+PyObject *pm_record_copy(pm_state *state, pm_record_kind kind, PyObject *record);
 
 #endif
