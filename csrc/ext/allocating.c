@@ -49,12 +49,15 @@ static pm_outcome begin(pm_coroutine *co, PyObject **out)
     }
     if (found) {
         found = pm_allocated_port(state, entry, &port);
-        if (found) {
+        if (found == 1) {
             *out = entry;
-            outcome = found > 0 ? PM_DONE : PM_ERROR;
+            outcome = PM_DONE;
             goto done;
         }
         Py_DECREF(entry);
+        if (found < 0) {
+            goto done;
+        }
     }
     configs = PyObject_GetAttr((PyObject *)manager, state->names.port_configs);
     found = configs ? pm_mapping_get(configs, co->vars[PM_ATTEMPT_NAME], &config) : -1;

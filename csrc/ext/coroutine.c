@@ -242,6 +242,9 @@ static PySendResult run_steps(pm_coroutine *self, PyObject *value, PyObject *thr
                 pm_raise_from_current(PyExc_RuntimeError, "coroutine raised StopIteration");
             }
             finish(self);
+            if (outcome == PM_ERROR) {
+                Py_CLEAR(out);
+            }
             *result = out;
             return outcome == PM_DONE ? PYGEN_RETURN : PYGEN_ERROR;
         }

@@ -174,7 +174,11 @@ static pm_outcome look(pm_coroutine *co)
 
     for (Py_ssize_t i = 0; i < PyList_Size(co->vars[ITEMS]); i++) {
         PyObject *allocation = PyTuple_GetItem(PyList_GetItem(co->vars[ITEMS], i), 1);
-        if (pm_allocated_port(state, allocation, &port) == 1 && port > 0 && port <= UINT16_MAX) {
+        int is = pm_allocated_port(state, allocation, &port);
+        if (is < 0) {
+            return PM_ERROR;
+        }
+        if (is && port > 0 && port <= UINT16_MAX) {
             pm_port_set_add(&frame->ports, (uint16_t)port);
         }
     }
