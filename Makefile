@@ -53,7 +53,7 @@ format: $(VENV)/installed-for-lint ## Lay the sources out the way that lint want
 bench: $(VENV)/installed-for-bench ## Run the benchmarks
 	for file in benchmarks/bench_*.py; do $(BIN)/python "$$file" || exit; done
 
-check-all: ## Everything, on every CPython there is: takes half an hour, needs root and network
+check-all: ## Everything, on every CPython there is; takes long, needs root and network
 	$(PYTHON) tools/check_all.py
 
 clean: ## Remove all that was built, and .venv

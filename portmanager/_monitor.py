@@ -259,6 +259,8 @@ class _Watcher:
             for monitor in due:
                 self._push(now + monitor.interval, monitor)
             self._errands = [errands for errands in self._errands if errands.are_under_way()]
+            # A loop that was closed does not end what it was still to do.
+            _tasks.difference_update([t for t in list(_tasks) if t.get_loop().is_closed()])
             if not self._heap and not self._errands:
                 return
 

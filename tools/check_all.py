@@ -247,7 +247,7 @@ def check_ci(_: Packages) -> Iterator[Row]:
 
 
 def check_long(_: Packages) -> Iterator[Row]:
-    env = {"HYPOTHESIS_PROFILE": "long", "ARGS": "--hypothesis-profile=long"}
+    env = {"HYPOTHESIS_PROFILE": "long"}
     yield attempt(
         "many examples", "in place", lambda: passed_line(run("long", "make", "test", env=env))
     )

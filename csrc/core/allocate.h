@@ -29,14 +29,20 @@ typedef struct {
     bool refuse_held;
 } pm_request;
 
-typedef enum { PM_PHASE_DEFAULT, PM_PHASE_RANGE, PM_PHASE_BLOCKED, PM_PHASE_ANY, PM_PHASE_END } pm_phase;
+typedef enum {
+    PM_PHASE_DEFAULT,
+    PM_PHASE_RANGE,
+    PM_PHASE_BLOCKED,
+    PM_PHASE_ANY,
+    PM_PHASE_END
+} pm_phase;
 
 typedef struct {
     pm_request request;
-    uint16_t port;      /* PM_OK: the port, claimed for the holder */
-    bool from_default;  /* PM_OK: it is the default port */
-    bool from_any;      /* PM_OK: nobody asked for it by number */
-    bool ephemeral;     /* PM_OK: any port, and only the ephemeral range was left */
+    uint16_t port;     /* PM_OK: the port, claimed for the holder */
+    bool from_default; /* PM_OK: it is the default port */
+    bool from_any;     /* PM_OK: nobody asked for it by number */
+    bool ephemeral;    /* PM_OK: any port, and only the ephemeral range was left */
     bool default_forbidden;
     uint32_t busy;      /* candidates that a socket or a reservation has */
     uint32_t forbidden; /* candidates that need a privilege */
@@ -65,7 +71,7 @@ typedef struct {
     uint32_t next, last;
     pm_holder holder; /* who asks */
     bool refuse_held; /* as in pm_request */
-    uint16_t port; /* PM_OK: the port */
+    uint16_t port;    /* PM_OK: the port */
     pm_prober prober;
 } pm_search;
 

@@ -198,7 +198,10 @@ static pm_status proc_dump(unsigned state, visit each, void *context)
     static const struct {
         const char *path;
         int family;
-    } tables[] = {{"/proc/net/tcp", AF_INET}, {"/proc/net/tcp6", AF_INET6}};
+    } tables[] = {
+        {"/proc/net/tcp",  AF_INET },
+        {"/proc/net/tcp6", AF_INET6}
+    };
     pm_status answer = PM_FAILED;
     bool going = true;
 
@@ -306,8 +309,7 @@ static bool is_loopback(const pm_address *address)
 /* No route: the address is somebody else's. Any other refusal is no answer. */
 static bool says_no_route(const struct nlmsghdr *header, ssize_t got)
 {
-    if (got < (ssize_t)NLMSG_LENGTH(sizeof(struct nlmsgerr)) ||
-        header->nlmsg_type != NLMSG_ERROR) {
+    if (got < (ssize_t)NLMSG_LENGTH(sizeof(struct nlmsgerr)) || header->nlmsg_type != NLMSG_ERROR) {
         return false;
     }
     int error = diag_error(header);
@@ -337,8 +339,7 @@ static bool is_local(const pm_address *address)
     request.attribute.rta_len = (uint16_t)RTA_LENGTH(size);
     memcpy(request.destination,
            v6 ? (const void *)&address->v6.sin6_addr : (const void *)&address->v4.sin_addr, size);
-    request.header.nlmsg_len =
-        (uint32_t)(offsetof(route_request, attribute) + RTA_LENGTH(size));
+    request.header.nlmsg_len = (uint32_t)(offsetof(route_request, attribute) + RTA_LENGTH(size));
     if (fd >= 0 && send(fd, &request, request.header.nlmsg_len, 0) >= 0) {
         ssize_t got = recv(fd, &answer, sizeof answer, 0);
         if (got >= (ssize_t)NLMSG_LENGTH(sizeof answer.body) &&

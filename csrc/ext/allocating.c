@@ -65,8 +65,8 @@ static pm_outcome begin(pm_coroutine *co, PyObject **out)
         goto done;
     }
     if (!found) {
-        message =
-            PyUnicode_FromFormat("No port configuration found for service: %S", co->vars[PM_ATTEMPT_NAME]);
+        message = PyUnicode_FromFormat("No port configuration found for service: %S",
+                                       co->vars[PM_ATTEMPT_NAME]);
         outcome = pm_attempt_fail(co, state->statuses.error, message, out);
         goto done;
     }
@@ -97,8 +97,8 @@ static pm_outcome pause_or_fail(pm_coroutine *co, PyObject **out)
 
     if (frame->retries > 0) {
         frame->retries--;
-        return pm_attempt_wait(co, pm_loop_sleep(co->module_state, frame->service.retry_delay), PAUSED,
-                        out);
+        return pm_attempt_wait(co, pm_loop_sleep(co->module_state, frame->service.retry_delay),
+                               PAUSED, out);
     }
     return pm_attempt_fail_busy(co, out);
 }
@@ -146,8 +146,7 @@ static pm_status walk(pm_coroutine *co, pm_allocation *allocation)
             status = pm_allocation_run(allocation, WITH_GIL);
             continue;
         }
-        Py_BEGIN_ALLOW_THREADS
-        status = pm_allocation_run(allocation, WITHOUT_GIL);
+        Py_BEGIN_ALLOW_THREADS status = pm_allocation_run(allocation, WITHOUT_GIL);
         Py_END_ALLOW_THREADS
     }
     return status;
@@ -209,8 +208,7 @@ static pm_outcome find_next(pm_coroutine *co, PyObject **out)
     PyObject *method =
         PyObject_GetAttr(co->vars[PM_ATTEMPT_MANAGER], co->module_state->names.find_available_port);
     PyObject *awaitable =
-        method ? PyObject_CallFunction(method, "ll", frame->next, (long)frame->service.last)
-               : NULL;
+        method ? PyObject_CallFunction(method, "ll", frame->next, (long)frame->service.last) : NULL;
     Py_XDECREF(method);
     return pm_attempt_wait(co, awaitable, FOUND, out);
 }
@@ -287,15 +285,15 @@ static pm_outcome ask_default(pm_coroutine *co, bool overridden, PyObject **out)
             return PM_ERROR;
         }
         frame->default_forbidden = status == PM_FORBIDDEN;
-        return status == PM_BUSY || status == PM_FORBIDDEN
-                   ? begin_range(co, out)
-                   : conclude(co, status, &allocation, out);
+        return status == PM_BUSY || status == PM_FORBIDDEN ? begin_range(co, out)
+                                                           : conclude(co, status, &allocation, out);
     }
     int claimed = claim(co, port);
     if (claimed <= 0) {
         return claimed < 0 ? PM_ERROR : begin_range(co, out);
     }
-    return pm_attempt_wait(co, pm_manager_ask(pm_attempt_manager(co), port, NULL), ASKED_DEFAULT, out);
+    return pm_attempt_wait(co, pm_manager_ask(pm_attempt_manager(co), port, NULL), ASKED_DEFAULT,
+                           out);
 }
 
 static pm_outcome asked_default(pm_coroutine *co, PyObject *received, PyObject **out)
@@ -324,7 +322,8 @@ static pm_outcome ask_any(pm_coroutine *co, PyObject **out)
         return status == PM_HELD ? PM_ERROR : conclude(co, status, &allocation, out);
     }
     frame->claimed = allocation.port;
-    return pm_attempt_wait(co, pm_manager_ask(pm_attempt_manager(co), allocation.port, NULL), ASKED_ANY, out);
+    return pm_attempt_wait(co, pm_manager_ask(pm_attempt_manager(co), allocation.port, NULL),
+                           ASKED_ANY, out);
 }
 
 static pm_outcome asked_any(pm_coroutine *co, PyObject *received, PyObject **out)
@@ -375,7 +374,8 @@ static pm_outcome allocate_port_step(pm_coroutine *co, PyObject *received, PyObj
         return outcome == PM_AWAIT && co->state == ROUND ? run_round(co, out) : outcome;
     }
     case PAUSED: {
-        int found_one = pm_hold_find(pm_attempt_manager(co), co->vars[PM_ATTEMPT_EXACT_NAME], &standing);
+        int found_one =
+            pm_hold_find(pm_attempt_manager(co), co->vars[PM_ATTEMPT_EXACT_NAME], &standing);
         if (found_one) { /* another thread's attempt was successful meanwhile */
             return found_one < 0 ? PM_ERROR : pm_attempt_done(co, standing, out);
         }
@@ -390,6 +390,5 @@ static pm_outcome allocate_port_step(pm_coroutine *co, PyObject *received, PyObj
     }
 }
 
-const pm_coroutine_kind pm_allocate_port = {.step = allocate_port_step,
-                                            .frame_size = sizeof(pm_attempt),
-                                            .end = pm_attempt_end};
+const pm_coroutine_kind pm_allocate_port = {
+    .step = allocate_port_step, .frame_size = sizeof(pm_attempt), .end = pm_attempt_end};

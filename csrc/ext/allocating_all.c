@@ -45,9 +45,9 @@ static pm_outcome allocate_all_ports_step(pm_coroutine *co, PyObject *received, 
         if (!co->vars[RESULTS]) {
             return PM_ERROR;
         }
-    } else if (!received || PyDict_SetItem(co->vars[RESULTS],
-                                           PyList_GetItem(co->vars[NAMES], frame->next++),
-                                           received) < 0) {
+    } else if (!received ||
+               PyDict_SetItem(co->vars[RESULTS], PyList_GetItem(co->vars[NAMES], frame->next++),
+                              received) < 0) {
         return PM_ERROR;
     }
     if (frame->next == PyList_Size(co->vars[NAMES])) {

@@ -17,7 +17,9 @@ static PyObject *make_allocation(pm_coroutine *co, PyObject *status, long port, 
     PyObject *zero = co->vars[PM_ATTEMPT_REQUESTED] ? NULL : PyLong_FromLong(0);
 
     if (number && (zero || co->vars[PM_ATTEMPT_REQUESTED])) {
-        PyObject *values[] = {co->vars[PM_ATTEMPT_NAME], co->vars[PM_ATTEMPT_REQUESTED] ? co->vars[PM_ATTEMPT_REQUESTED] : zero,
+        PyObject *values[] = {co->vars[PM_ATTEMPT_NAME],
+                              co->vars[PM_ATTEMPT_REQUESTED] ? co->vars[PM_ATTEMPT_REQUESTED]
+                                                             : zero,
                               number, status, message};
         allocation = pm_record_new(state, PM_RECORD_PORT_ALLOCATION, values);
     }
@@ -28,7 +30,8 @@ static PyObject *make_allocation(pm_coroutine *co, PyObject *status, long port, 
 
 static int store(pm_coroutine *co, PyObject *allocation)
 {
-    PyObject *entries = PyObject_GetAttr(co->vars[PM_ATTEMPT_MANAGER], co->module_state->names.allocated_ports);
+    PyObject *entries =
+        PyObject_GetAttr(co->vars[PM_ATTEMPT_MANAGER], co->module_state->names.allocated_ports);
     int result = entries ? PyObject_SetItem(entries, co->vars[PM_ATTEMPT_NAME], allocation) : -1;
     Py_XDECREF(entries);
     return result;
@@ -66,10 +69,10 @@ pm_outcome pm_attempt_done(pm_coroutine *co, PyObject *allocation, PyObject **ou
  * allocation, in allocated_ports for sure; 0 or -1. */
 static int find_success(pm_coroutine *co, PyObject **allocation)
 {
-    int found = co->vars[PM_ATTEMPT_EXACT_NAME]
-                    ? pm_hold_find(pm_attempt_manager(co), co->vars[PM_ATTEMPT_EXACT_NAME],
-                                   allocation)
-                    : 0;
+    int found =
+        co->vars[PM_ATTEMPT_EXACT_NAME]
+            ? pm_hold_find(pm_attempt_manager(co), co->vars[PM_ATTEMPT_EXACT_NAME], allocation)
+            : 0;
     if (found == 1 && store(co, *allocation) < 0) {
         Py_CLEAR(*allocation);
         return -1;
@@ -114,10 +117,9 @@ static PyObject *granted_message(pm_coroutine *co, uint16_t port)
     if (service->port == port) {
         return PyUnicode_FromFormat("Allocated default port %d", (int)port);
     }
-    return PyUnicode_FromFormat("Default port %d %s. Allocated alternative port %d",
-                                (int)service->port,
-                                frame->default_forbidden ? NEEDS_PRIVILEGE : "was in use",
-                                (int)port);
+    return PyUnicode_FromFormat(
+        "Default port %d %s. Allocated alternative port %d", (int)service->port,
+        frame->default_forbidden ? NEEDS_PRIVILEGE : "was in use", (int)port);
 }
 
 pm_outcome pm_attempt_grant(pm_coroutine *co, uint16_t port, PyObject **out)
@@ -130,8 +132,7 @@ pm_outcome pm_attempt_grant(pm_coroutine *co, uint16_t port, PyObject **out)
 
     frame->claimed = port; /* given back by the end, unless it becomes a hold */
     message = granted_message(co, port);
-    allocation =
-        message ? make_allocation(co, state->statuses.allocated, port, message) : NULL;
+    allocation = message ? make_allocation(co, state->statuses.allocated, port, message) : NULL;
     if (allocation) {
         added = pm_hold_add(manager, co->vars[PM_ATTEMPT_EXACT_NAME], port, allocation, &standing);
     }
@@ -183,8 +184,8 @@ pm_outcome pm_attempt_fail_busy(pm_coroutine *co, PyObject **out)
     if (port == 0) {
         message = PyUnicode_FromString("No free port is left");
     } else if (frame->default_forbidden) {
-        message = PyUnicode_FromFormat("Port %d " NEEDS_PRIVILEGE ", and its alternatives are in use",
-                                       port);
+        message = PyUnicode_FromFormat(
+            "Port %d " NEEDS_PRIVILEGE ", and its alternatives are in use", port);
     } else {
         message = PyUnicode_FromFormat("Port %d is in use and no alternatives available", port);
     }
@@ -238,9 +239,10 @@ static int announce(pm_coroutine *co)
     }
     followers = PyList_New(0);
     co->vars[PM_ATTEMPT_KEY] = PyTuple_Pack(2, co->vars[PM_ATTEMPT_EXACT_NAME], loop);
-    result = followers && co->vars[PM_ATTEMPT_KEY]
-                 ? PyDict_SetItem(pm_attempt_manager(co)->attempts, co->vars[PM_ATTEMPT_KEY], followers)
-                 : -1;
+    result =
+        followers && co->vars[PM_ATTEMPT_KEY]
+            ? PyDict_SetItem(pm_attempt_manager(co)->attempts, co->vars[PM_ATTEMPT_KEY], followers)
+            : -1;
     Py_XDECREF(followers);
     Py_DECREF(loop);
     return result;

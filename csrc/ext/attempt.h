@@ -26,10 +26,10 @@ typedef struct {
     bool collected;
     bool find_overridden;
     bool default_forbidden; /* the default port needs a privilege */
-    uint16_t claimed;  /* held for this attempt alone while an override is asked; 0: none */
-    int asked;         /* how many free ports an override has refused in this round */
-    uint16_t fallback; /* a port of the browsers' list, for want of a better one; 0: none */
-    long next;         /* where the search in the range goes on */
+    uint16_t claimed;       /* held for this attempt alone while an override is asked; 0: none */
+    int asked;              /* how many free ports an override has refused in this round */
+    uint16_t fallback;      /* a port of the browsers' list, for want of a better one; 0: none */
+    long next;              /* where the search in the range goes on */
 } pm_attempt;
 
 static inline pm_manager *pm_attempt_manager(pm_coroutine *co)

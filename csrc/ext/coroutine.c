@@ -122,8 +122,8 @@ static void warn_never_awaited(pm_coroutine *self)
     if (qualname && self->origin) {
         /* Python's own words, with the stack. */
         warnings = PyImport_ImportModule("warnings");
-        result = warnings ? PyObject_CallMethod(warnings, "_warn_unawaited_coroutine", "O", self)
-                          : NULL;
+        result =
+            warnings ? PyObject_CallMethod(warnings, "_warn_unawaited_coroutine", "O", self) : NULL;
     } else if (qualname) {
         PyErr_WarnFormat(PyExc_RuntimeWarning, 1, "coroutine '%U' was never awaited", qualname);
     }

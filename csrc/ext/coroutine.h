@@ -36,10 +36,10 @@ typedef struct pm_coroutine {
     pm_state *module_state;       /* lives as long as the type */
     PyObject *name, *qualname;    /* NULL: as in the spec */
     PyObject *origin;             /* a tuple for cr_origin, or NULL */
-    PyObject *awaited;     /* what is awaited, */
-    PyObject *awaiting;    /* and its iterator */
-    PyObject *vars[PM_VARS_MAX]; /* the arguments first; NULL for those left out */
-    void *frame;                 /* kind->frame_size bytes, zeroed */
+    PyObject *awaited;            /* what is awaited, */
+    PyObject *awaiting;           /* and its iterator */
+    PyObject *vars[PM_VARS_MAX];  /* the arguments first; NULL for those left out */
+    void *frame;                  /* kind->frame_size bytes, zeroed */
     PyObject *weakrefs;
     int state;
     pm_life life;

@@ -26,8 +26,7 @@ static PyObject *coroutine_throw(pm_coroutine *self, PyObject *args)
 
     if (given < 1 || given > 3) {
         return PyErr_Format(PyExc_TypeError, "throw expected %s %d argument%s, got %zd",
-                            given ? "at most" : "at least", given ? 3 : 1, given ? "s" : "",
-                            given);
+                            given ? "at most" : "at least", given ? 3 : 1, given ? "s" : "", given);
     }
     if (given > 1 && self->module_state->minor >= 12 &&
         PyErr_WarnEx(PyExc_DeprecationWarning,
@@ -168,8 +167,8 @@ static PyObject *get_frame(pm_coroutine *self, void *unused)
     if (globals) {
         fields = Py_BuildValue("{sOsOsOsOs{}sisOsO}", "f_code", code, "f_lineno", line, "f_back",
                                Py_None, "f_globals", globals, "f_locals", "f_lasti",
-                               self->life == PM_CREATED ? -1 : 0, "f_trace", Py_None,
-                               "f_generator", self);
+                               self->life == PM_CREATED ? -1 : 0, "f_trace", Py_None, "f_generator",
+                               self);
     }
     arguments = fields ? PyTuple_New(0) : NULL;
     if (arguments) {
@@ -260,8 +259,7 @@ static PyObject *coroutine_await(pm_coroutine *self)
         PyErr_SetString(PyExc_RuntimeError, "coroutine is being awaited already");
         return NULL;
     }
-    pm_awaiter *awaiter =
-        (pm_awaiter *)PyType_GenericAlloc(self->module_state->awaiter_type, 0);
+    pm_awaiter *awaiter = (pm_awaiter *)PyType_GenericAlloc(self->module_state->awaiter_type, 0);
     if (awaiter) {
         awaiter->coroutine = (pm_coroutine *)Py_NewRef((PyObject *)self);
     }
@@ -340,14 +338,14 @@ static PyMethodDef awaiter_methods[] = {
 };
 
 static PyType_Slot awaiter_slots[] = {
-    {Py_tp_getattro, awaiter_getattr},
-    {Py_tp_iter, PyObject_SelfIter},
-    {Py_tp_iternext, awaiter_next},
-    {Py_am_send, awaiter_am_send},
-    {Py_tp_methods, awaiter_methods},
-    {Py_tp_traverse, awaiter_traverse},
-    {Py_tp_dealloc, awaiter_dealloc},
-    {0, NULL},
+    {Py_tp_getattro, awaiter_getattr  },
+    {Py_tp_iter,     PyObject_SelfIter},
+    {Py_tp_iternext, awaiter_next     },
+    {Py_am_send,     awaiter_am_send  },
+    {Py_tp_methods,  awaiter_methods  },
+    {Py_tp_traverse, awaiter_traverse },
+    {Py_tp_dealloc,  awaiter_dealloc  },
+    {0,              NULL             },
 };
 
 PyType_Spec pm_awaiter_type_spec = {
@@ -358,16 +356,16 @@ PyType_Spec pm_awaiter_type_spec = {
 };
 
 static PyType_Slot coroutine_slots[] = {
-    {Py_am_await, coroutine_await},
-    {Py_am_send, coroutine_am_send},
-    {Py_tp_repr, coroutine_repr},
-    {Py_tp_getset, coroutine_getset},
-    {Py_tp_members, coroutine_members},
-    {Py_tp_methods, coroutine_methods},
-    {Py_tp_traverse, coroutine_traverse},
-    {Py_tp_clear, coroutine_clear},
+    {Py_am_await,    coroutine_await      },
+    {Py_am_send,     coroutine_am_send    },
+    {Py_tp_repr,     coroutine_repr       },
+    {Py_tp_getset,   coroutine_getset     },
+    {Py_tp_members,  coroutine_members    },
+    {Py_tp_methods,  coroutine_methods    },
+    {Py_tp_traverse, coroutine_traverse   },
+    {Py_tp_clear,    coroutine_clear      },
     {Py_tp_finalize, pm_coroutine_finalize},
-    {0, NULL},
+    {0,              NULL                 },
 };
 
 PyType_Spec pm_coroutine_type_spec = {

@@ -141,8 +141,8 @@ static PyObject *function_bind(PyObject *self, PyObject *instance, PyObject *typ
     if (!instance || instance == Py_None) {
         return Py_NewRef(self);
     }
-    return PyObject_CallFunctionObjArgs(state_of((pm_function *)self)->types_method, self,
-                                        instance, NULL);
+    return PyObject_CallFunctionObjArgs(state_of((pm_function *)self)->types_method, self, instance,
+                                        NULL);
 }
 
 /* ---- attributes -------------------------------------------------------------------------- */
@@ -303,16 +303,16 @@ static void function_dealloc(pm_function *self)
 }
 
 static PyType_Slot function_slots[] = {
-    {Py_tp_call, function_call},
-    {Py_tp_descr_get, function_bind},
-    {Py_tp_repr, function_repr},
-    {Py_tp_getset, function_getset},
-    {Py_tp_members, function_members},
-    {Py_tp_methods, function_methods},
-    {Py_tp_traverse, function_traverse},
-    {Py_tp_clear, function_clear},
-    {Py_tp_dealloc, function_dealloc},
-    {0, NULL},
+    {Py_tp_call,      function_call    },
+    {Py_tp_descr_get, function_bind    },
+    {Py_tp_repr,      function_repr    },
+    {Py_tp_getset,    function_getset  },
+    {Py_tp_members,   function_members },
+    {Py_tp_methods,   function_methods },
+    {Py_tp_traverse,  function_traverse},
+    {Py_tp_clear,     function_clear   },
+    {Py_tp_dealloc,   function_dealloc },
+    {0,               NULL             },
 };
 
 PyType_Spec pm_function_type_spec = {
@@ -378,10 +378,10 @@ static void declared_dealloc(pm_declared *self)
 }
 
 static PyType_Slot declared_slots[] = {
-    {Py_tp_descr_get, declared_get},
-    {Py_tp_traverse, declared_traverse},
-    {Py_tp_dealloc, declared_dealloc},
-    {0, NULL},
+    {Py_tp_descr_get, declared_get     },
+    {Py_tp_traverse,  declared_traverse},
+    {Py_tp_dealloc,   declared_dealloc },
+    {0,               NULL             },
 };
 
 PyType_Spec pm_declared_type_spec = {

@@ -18,8 +18,7 @@ static void lock(pm_manager *self)
     /* Under a GIL nobody else can be inside. Without one, a thread that waits must not keep the
      * interpreter from stopping the one that is. */
     if (!PyThread_acquire_lock(self->lock, NOWAIT_LOCK)) {
-        Py_BEGIN_ALLOW_THREADS
-        PyThread_acquire_lock(self->lock, WAIT_LOCK);
+        Py_BEGIN_ALLOW_THREADS PyThread_acquire_lock(self->lock, WAIT_LOCK);
         Py_END_ALLOW_THREADS
     }
 }
@@ -255,9 +254,9 @@ static void hold_dealloc(pm_hold *self)
 
 static PyType_Slot hold_slots[] = {
     {Py_tp_traverse, hold_traverse},
-    {Py_tp_clear, hold_clear},
-    {Py_tp_dealloc, hold_dealloc},
-    {0, NULL},
+    {Py_tp_clear,    hold_clear   },
+    {Py_tp_dealloc,  hold_dealloc },
+    {0,              NULL         },
 };
 
 PyType_Spec pm_hold_type_spec = {

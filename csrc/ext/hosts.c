@@ -8,7 +8,8 @@
 
 bool pm_host_is_default(PyObject *host)
 {
-    return !host || (PyUnicode_Check(host) && PyUnicode_CompareWithASCIIString(host, "127.0.0.1") == 0);
+    return !host ||
+           (PyUnicode_Check(host) && PyUnicode_CompareWithASCIIString(host, "127.0.0.1") == 0);
 }
 
 pm_host pm_host_addresses(pm_state *state, PyObject *host, pm_addresses *addresses,
@@ -104,10 +105,8 @@ PyObject *pm_resolve(PyObject *module, PyObject *host)
         return PyBytes_FromStringAndSize(NULL, 0);
     }
     const char *text = PyBytes_AsString(name);
-    Py_BEGIN_ALLOW_THREADS
-    status = pm_address_resolve(text, &addresses);
-    Py_END_ALLOW_THREADS
-    Py_DECREF(name);
+    Py_BEGIN_ALLOW_THREADS status = pm_address_resolve(text, &addresses);
+    Py_END_ALLOW_THREADS Py_DECREF(name);
     if (status == PM_EXHAUSTED) {
         return PyErr_SetFromErrno(PyExc_OSError);
     }

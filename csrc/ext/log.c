@@ -32,8 +32,8 @@ static PyObject *logger_for(pm_state *state, int level)
 static bool is_enabled(pm_state *state, PyObject *logger, int level)
 {
     PyObject *number = PyLong_FromLong(level), *answer;
-    answer = number ? PyObject_CallMethodObjArgs(logger, state->names.isEnabledFor, number, NULL)
-                    : NULL;
+    answer =
+        number ? PyObject_CallMethodObjArgs(logger, state->names.isEnabledFor, number, NULL) : NULL;
     bool enabled = answer && PyObject_IsTrue(answer) == 1;
     Py_XDECREF(number);
     Py_XDECREF(answer);

@@ -24,13 +24,11 @@ static pm_status list_listeners(const pm_port_set *ports, bool with_pids, pm_lis
 {
     pm_status status;
 
-    Py_BEGIN_ALLOW_THREADS
-    status = pm_listeners_list(ports, list);
+    Py_BEGIN_ALLOW_THREADS status = pm_listeners_list(ports, list);
     if (status == PM_OK && with_pids) {
         pm_listeners_find_pids(list);
     }
-    Py_END_ALLOW_THREADS
-    return status;
+    Py_END_ALLOW_THREADS return status;
 }
 
 static PyObject *raise_untold(void)
@@ -123,8 +121,7 @@ static const pm_listener *find_listener(const pm_listeners *list, long port)
     const pm_listener *best = NULL;
     for (size_t i = 0; i < list->count; i++) {
         const pm_listener *at = &list->items[i];
-        if (at->port == port &&
-            (!best || (at->pid && (best->pid == 0 || at->pid < best->pid)))) {
+        if (at->port == port && (!best || (at->pid && (best->pid == 0 || at->pid < best->pid)))) {
             best = at;
         }
     }
@@ -149,8 +146,7 @@ static int append_status(pm_coroutine *co, PyObject *item, int in_use)
     if (in_use < 0) {
         in_use = listener != NULL;
     }
-    pid = in_use && listener && listener->pid ? PyLong_FromLong(listener->pid)
-                                              : Py_NewRef(Py_None);
+    pid = in_use && listener && listener->pid ? PyLong_FromLong(listener->pid) : Py_NewRef(Py_None);
     moment = datetime_of(state, pm_hold_time(manager_of(co), service, number));
     if (pid && moment) {
         PyObject *values[] = {port, service, in_use ? Py_True : Py_False, pid, moment};
@@ -209,8 +205,8 @@ static pm_outcome get_port_status_step(pm_coroutine *co, PyObject *received, PyO
         co->state = ANSWERED;
     } else {
         int available = received ? PyObject_IsTrue(received) : -1;
-        if (available < 0 || append_status(co, PyList_GetItem(co->vars[ITEMS], frame->next++),
-                                           !available) < 0) {
+        if (available < 0 ||
+            append_status(co, PyList_GetItem(co->vars[ITEMS], frame->next++), !available) < 0) {
             return PM_ERROR;
         }
     }
@@ -238,9 +234,8 @@ static void get_port_status_end(pm_coroutine *co)
     pm_listeners_free(&((status_frame *)co->frame)->list);
 }
 
-const pm_coroutine_kind pm_get_port_status = {.step = get_port_status_step,
-                                              .frame_size = sizeof(status_frame),
-                                              .end = get_port_status_end};
+const pm_coroutine_kind pm_get_port_status = {
+    .step = get_port_status_step, .frame_size = sizeof(status_frame), .end = get_port_status_end};
 
 /* ---- wait_for_port ------------------------------------------------------------------------- */
 
@@ -255,7 +250,7 @@ enum { BEGIN, RESOLVED, LOOK, ASKED };
 typedef struct {
     long port;
     double began, timeout, check_interval; /* seconds */
-    bool asks; /* is_port_available is overridden */
+    bool asks;                             /* is_port_available is overridden */
     pm_addresses addresses;
 } wait_frame;
 
@@ -312,8 +307,8 @@ static pm_outcome look_for_listener(pm_coroutine *co, PyObject **out)
     }
     /* Exact looks at the kernel's table, a few microseconds each: the GIL stays. */
     for (size_t i = 0; !listening && i < frame->addresses.count; i++) {
-        pm_status one = pm_listeners_reach(&frame->addresses.items[i], (uint16_t)frame->port,
-                                           &listening);
+        pm_status one =
+            pm_listeners_reach(&frame->addresses.items[i], (uint16_t)frame->port, &listening);
         status = one == PM_OK ? status : one;
     }
     if (listening) {
@@ -369,9 +364,7 @@ static pm_outcome wait_for_port_step(pm_coroutine *co, PyObject *received, PyObj
         if (available == 0) {
             *out = Py_NewRef(Py_True);
         }
-        return available < 0 ? PM_ERROR
-               : available   ? pause_or_give_up(co, PM_OK, out)
-                             : PM_DONE;
+        return available < 0 ? PM_ERROR : available ? pause_or_give_up(co, PM_OK, out) : PM_DONE;
     default:
         return look_for_listener(co, out);
     }

@@ -45,8 +45,7 @@ static PyObject *in_executor(pm_state *state, PyObject *loop, PyObject *function
     return future;
 }
 
-int pm_loop_run_in_thread(pm_state *state, PyObject *function, PyObject *arguments,
-                          PyObject **out)
+int pm_loop_run_in_thread(pm_state *state, PyObject *function, PyObject *arguments, PyObject **out)
 {
     PyObject *loop;
     int running = pm_loop_running(state, &loop);

@@ -66,8 +66,7 @@ int pm_manager_overrides_search(pm_manager *self)
 
 PyObject *pm_manager_ask(pm_manager *self, long port, PyObject *host)
 {
-    PyObject *method =
-        PyObject_GetAttr((PyObject *)self, self->state->names.is_port_available);
+    PyObject *method = PyObject_GetAttr((PyObject *)self, self->state->names.is_port_available);
     PyObject *answer = NULL;
 
     if (method) {
@@ -132,8 +131,7 @@ static int add_defaults(pm_state *state, PyObject *configs)
     int result = defaults ? 0 : -1;
 
     for (Py_ssize_t i = 0; result == 0 && i < PyList_Size(defaults); i++) {
-        PyObject *copy =
-            pm_record_copy(state, PM_RECORD_PORT_CONFIG, PyList_GetItem(defaults, i));
+        PyObject *copy = pm_record_copy(state, PM_RECORD_PORT_CONFIG, PyList_GetItem(defaults, i));
         PyObject *name = copy ? PyObject_GetAttr(copy, state->names.service) : NULL;
         result = name ? PyDict_SetItem(configs, name, copy) : -1;
         Py_XDECREF(name);
@@ -192,10 +190,12 @@ static PyObject *manager_init(pm_state *state, const pm_function_spec *spec,
     PyObject *monitors = allocated ? PyDict_New() : NULL;
     const struct {
         PyObject *name, *value;
-    } attributes[] = {{state->names.config, config},
-                      {state->names.port_configs, configs},
-                      {state->names.allocated_ports, allocated},
-                      {state->names.port_monitors, monitors}};
+    } attributes[] = {
+        {state->names.config,          config   },
+        {state->names.port_configs,    configs  },
+        {state->names.allocated_ports, allocated},
+        {state->names.port_monitors,   monitors }
+    };
     int result = monitors ? 0 : -1;
 
     (void)spec;
@@ -212,9 +212,15 @@ static PyObject *manager_init(pm_state *state, const pm_function_spec *spec,
 /* ---- the table ----------------------------------------------------------------------------- */
 
 #define PLAIN(name, required, function, ...)                                                       \
-    {"PortManager", name, {"self", __VA_ARGS__}, required, function, NULL, NULL}
+    {                                                                                              \
+        "PortManager", name, {"self", __VA_ARGS__}, \
+          required, function, NULL, NULL \
+    }
 #define ASYNC(name, required, coroutine, ...)                                                      \
-    {"PortManager", name, {"self", __VA_ARGS__}, required, NULL, &coroutine, NULL}
+    {                                                                                              \
+        "PortManager", name, {"self", __VA_ARGS__}, \
+          required, NULL, &coroutine, NULL \
+    }
 
 const pm_function_spec pm_manager_methods[] = {
     PLAIN("__init__", 1, manager_init, "config"),
@@ -318,17 +324,17 @@ static PyMemberDef manager_members[] = {
 };
 
 static PyType_Slot manager_slots[] = {
-    {Py_tp_doc, /* CPython 3.10 finds no signature of a class with a __new__ of its own */
+    {Py_tp_doc,      /* CPython 3.10 finds no signature of a class with a __new__ of its own */
      "PortManager(config=None)\n--\n\n"
      "Hands out TCP ports to services, and keeps them while they are handed out.\n\n"
      "config: a PortManagerConfig; None stands for its defaults."},
-    {Py_tp_new, manager_new},
-    {Py_tp_getset, manager_getset},
-    {Py_tp_members, manager_members},
-    {Py_tp_traverse, manager_traverse},
-    {Py_tp_clear, manager_clear},
-    {Py_tp_dealloc, manager_dealloc},
-    {0, NULL},
+    {Py_tp_new,      manager_new                                                },
+    {Py_tp_getset,   manager_getset                                             },
+    {Py_tp_members,  manager_members                                            },
+    {Py_tp_traverse, manager_traverse                                           },
+    {Py_tp_clear,    manager_clear                                              },
+    {Py_tp_dealloc,  manager_dealloc                                            },
+    {0,              NULL                                                       },
 };
 
 PyType_Spec pm_manager_type_spec = {

@@ -73,13 +73,13 @@ PM_METHOD(pm_stop_port_monitoring);
 PM_METHOD(pm_on_port_became_available);
 
 /* The kinds of coroutines, by the file that has their steps. */
-extern const pm_coroutine_kind pm_is_port_available;   /* probing.c */
+extern const pm_coroutine_kind pm_is_port_available; /* probing.c */
 extern const pm_coroutine_kind pm_find_available_port;
-extern const pm_coroutine_kind pm_allocate_port;       /* allocating.c */
+extern const pm_coroutine_kind pm_allocate_port; /* allocating.c */
 extern const pm_coroutine_kind pm_allocate_all_ports;
-extern const pm_coroutine_kind pm_get_port_status;     /* looking.c */
+extern const pm_coroutine_kind pm_get_port_status; /* looking.c */
 extern const pm_coroutine_kind pm_wait_for_port;
-extern const pm_coroutine_kind pm_save_configuration;  /* saving.c */
+extern const pm_coroutine_kind pm_save_configuration; /* saving.c */
 extern const pm_coroutine_kind pm_cleanup;
 
 #endif

@@ -73,8 +73,7 @@ static int init_version(pm_state *state)
 {
     PyObject *info = PySys_GetObject("version_info"); /* borrowed */
     PyObject *minor = info ? PySequence_GetItem(info, 1) : NULL;
-    state->get_origin_depth =
-        Py_XNewRef(PySys_GetObject("get_coroutine_origin_tracking_depth"));
+    state->get_origin_depth = Py_XNewRef(PySys_GetObject("get_coroutine_origin_tracking_depth"));
     state->minor = minor ? (int)PyLong_AsLong(minor) : -1;
     Py_XDECREF(minor);
     return PyErr_Occurred() ? -1 : 0;
@@ -85,10 +84,12 @@ static int init_python_types(pm_state *state)
     const struct {
         const char *name;
         PyObject **slot;
-    } wanted[] = {{"FunctionType", &state->types_function},
-                  {"CoroutineType", &state->types_coroutine},
-                  {"MethodType", &state->types_method},
-                  {"SimpleNamespace", &state->types_namespace}};
+    } wanted[] = {
+        {"FunctionType",    &state->types_function },
+        {"CoroutineType",   &state->types_coroutine},
+        {"MethodType",      &state->types_method   },
+        {"SimpleNamespace", &state->types_namespace}
+    };
     PyObject *types = PyImport_ImportModule("types");
     int result = types ? 0 : -1;
 
@@ -115,12 +116,14 @@ static int init_types(PyObject *module, pm_state *state)
     const struct {
         PyType_Spec *spec;
         PyTypeObject **slot;
-    } ours[] = {{&pm_function_type_spec, &state->function_type},
-                {&pm_declared_type_spec, &state->declared_type},
-                {&pm_coroutine_type_spec, &state->coroutine_type},
-                {&pm_awaiter_type_spec, &state->awaiter_type},
-                {&pm_hold_type_spec, &state->hold_type},
-                {&pm_manager_type_spec, &state->manager_type}};
+    } ours[] = {
+        {&pm_function_type_spec,  &state->function_type },
+        {&pm_declared_type_spec,  &state->declared_type },
+        {&pm_coroutine_type_spec, &state->coroutine_type},
+        {&pm_awaiter_type_spec,   &state->awaiter_type  },
+        {&pm_hold_type_spec,      &state->hold_type     },
+        {&pm_manager_type_spec,   &state->manager_type  }
+    };
 
     for (size_t i = 0; i < sizeof ours / sizeof *ours; i++) {
         *ours[i].slot = (PyTypeObject *)PyType_FromModuleAndSpec(module, ours[i].spec, NULL);
@@ -137,8 +140,7 @@ static int init_builtins(pm_state *state)
     PyObject *class = (PyObject *)state->manager_type;
 
     state->builtin_is_port_available = PyObject_GetAttr(class, state->names.is_port_available);
-    state->builtin_find_available_port =
-        PyObject_GetAttr(class, state->names.find_available_port);
+    state->builtin_find_available_port = PyObject_GetAttr(class, state->names.find_available_port);
     return state->builtin_is_port_available && state->builtin_find_available_port ? 0 : -1;
 }
 
@@ -150,10 +152,10 @@ static int init_default_configs(PyObject *module, pm_state *state)
         const char *description;
         int required;
     } defaults[] = {
-        {"vite-dev-server", 5176, 5173, 5180, "Vite development server", 1},
+        {"vite-dev-server",   5176, 5173, 5180, "Vite development server",             1},
         {"python-ai-service", 5050, 5050, 5060, "Python AI document analysis service", 0},
-        {"electron-dev-api", 8080, 8080, 8090, "Electron development API server", 0},
-        {"playwright-debug", 9323, 9320, 9330, "Playwright debugger", 0},
+        {"electron-dev-api",  8080, 8080, 8090, "Electron development API server",     0},
+        {"playwright-debug",  9323, 9320, 9330, "Playwright debugger",                 0},
     };
     PyObject *class = (PyObject *)state->record_types[PM_RECORD_PORT_CONFIG];
 
@@ -207,25 +209,32 @@ static int module_exec(PyObject *module)
 static int for_each_reference(pm_state *state, int (*each)(PyObject **, visitproc, void *),
                               visitproc visit, void *arg)
 {
-    PyObject **const references[] = {
-        (PyObject **)&state->function_type,  (PyObject **)&state->declared_type,
-        (PyObject **)&state->coroutine_type, (PyObject **)&state->awaiter_type,
-        (PyObject **)&state->hold_type,      (PyObject **)&state->manager_type,
-        &state->types_function,              &state->types_coroutine,
-        &state->types_method,                &state->types_namespace,
-        &state->get_origin_depth,            &state->default_configs,
-        &state->singleton,
-        &state->declarations,                &state->logger,
-        &state->resolve,                     &state->builtin_is_port_available,
-        &state->builtin_find_available_port,
+    PyObject **const references[] = {(PyObject **)&state->function_type,
+                                     (PyObject **)&state->declared_type,
+                                     (PyObject **)&state->coroutine_type,
+                                     (PyObject **)&state->awaiter_type,
+                                     (PyObject **)&state->hold_type,
+                                     (PyObject **)&state->manager_type,
+                                     &state->types_function,
+                                     &state->types_coroutine,
+                                     &state->types_method,
+                                     &state->types_namespace,
+                                     &state->get_origin_depth,
+                                     &state->default_configs,
+                                     &state->singleton,
+                                     &state->declarations,
+                                     &state->logger,
+                                     &state->resolve,
+                                     &state->builtin_is_port_available,
+                                     &state->builtin_find_available_port,
 #define X(name) &state->names.name,
-        PM_NAMES(X)
+                                     PM_NAMES(X)
 #undef X
 #define X(name) &state->dunders.name,
-        PM_DUNDER_NAMES(X)
+                                         PM_DUNDER_NAMES(X)
 #undef X
 #define X(name) &state->statuses.name,
-        PM_STATUSES(X)
+                                             PM_STATUSES(X)
 #undef X
     };
     int result = 0;
@@ -281,20 +290,20 @@ static void module_free(void *module)
 /* Slots that a CPython does not know are an error there: each has the ones of its version. */
 static PyModuleDef_Slot slots_3_10[] = {
     {Py_mod_exec, module_exec},
-    {0, NULL},
+    {0,           NULL       },
 };
 
 static PyModuleDef_Slot slots_3_12[] = {
-    {Py_mod_exec, module_exec},
+    {Py_mod_exec,                  module_exec                         },
     {PM_MOD_MULTIPLE_INTERPRETERS, PM_MOD_PER_INTERPRETER_GIL_SUPPORTED},
-    {0, NULL},
+    {0,                            NULL                                },
 };
 
 static PyModuleDef_Slot slots_3_13[] = {
-    {Py_mod_exec, module_exec},
+    {Py_mod_exec,                  module_exec                         },
     {PM_MOD_MULTIPLE_INTERPRETERS, PM_MOD_PER_INTERPRETER_GIL_SUPPORTED},
-    {PM_MOD_GIL, PM_MOD_GIL_NOT_USED},
-    {0, NULL},
+    {PM_MOD_GIL,                   PM_MOD_GIL_NOT_USED                 },
+    {0,                            NULL                                },
 };
 
 /* For the package's own modules. */

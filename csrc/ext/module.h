@@ -64,7 +64,7 @@ typedef struct {
     PyTypeObject *record_types[PM_RECORDS];
     PyObject *record_fields[PM_RECORDS];   /* tuples of names */
     PyObject *record_defaults[PM_RECORDS]; /* tuples; None for a field without default */
-    int minor; /* this is CPython 3.minor */
+    int minor;                             /* this is CPython 3.minor */
 
     /* From `types`: what ours say they are, and what makes bound methods. */
     PyObject *types_function;
@@ -74,8 +74,8 @@ typedef struct {
 
     PyObject *get_origin_depth; /* sys.get_coroutine_origin_tracking_depth */
 
-    PyObject *default_configs;          /* DEFAULT_PORT_CONFIGS */
-    PyObject *singleton;                /* get_port_manager's, NULL before its first call */
+    PyObject *default_configs; /* DEFAULT_PORT_CONFIGS */
+    PyObject *singleton;       /* get_port_manager's, NULL before its first call */
     PyThread_type_lock singleton_lock;
 
     /* Modules that are imported when they are first needed. */

@@ -41,7 +41,7 @@ int pm_manager_stop_monitors(pm_manager *self)
 }
 
 PyObject *pm_start_port_monitoring(pm_state *state, const pm_function_spec *spec,
-                                       PyObject *const *arguments)
+                                   PyObject *const *arguments)
 {
     PyObject *self = arguments[0], *service = arguments[1], *monitors = NULL;
     PyObject *port = pm_get_port(state, spec, arguments), *module = NULL, *monitor = NULL;
@@ -57,9 +57,9 @@ PyObject *pm_start_port_monitoring(pm_state *state, const pm_function_spec *spec
         goto done;
     }
     module = PyImport_ImportModule("portmanager._monitor");
-    monitor = module ? PyObject_CallMethod(module, "start", "OOOOO", self, service, port, interval,
-                                           loop)
-                     : NULL;
+    monitor =
+        module ? PyObject_CallMethod(module, "start", "OOOOO", self, service, port, interval, loop)
+               : NULL;
     /* Only now that the new one runs. */
     if (!monitor || pm_manager_stop_monitor((pm_manager *)self, port) < 0) {
         goto done;
@@ -76,7 +76,7 @@ done:
 }
 
 PyObject *pm_stop_port_monitoring(pm_state *state, const pm_function_spec *spec,
-                                      PyObject *const *arguments)
+                                  PyObject *const *arguments)
 {
     PyObject *port = pm_get_port(state, spec, arguments);
     int result = port ? 0 : -1;
@@ -89,7 +89,7 @@ PyObject *pm_stop_port_monitoring(pm_state *state, const pm_function_spec *spec,
 }
 
 PyObject *pm_on_port_became_available(pm_state *state, const pm_function_spec *spec,
-                                          PyObject *const *arguments)
+                                      PyObject *const *arguments)
 {
     (void)state, (void)spec, (void)arguments;
     Py_RETURN_NONE;

@@ -6,8 +6,7 @@
 #include "ext/manager.h"
 #include "ext/values.h"
 
-PyObject *pm_get_port(pm_state *state, const pm_function_spec *spec,
-                          PyObject *const *arguments)
+PyObject *pm_get_port(pm_state *state, const pm_function_spec *spec, PyObject *const *arguments)
 {
     PyObject *entries = pm_manager_allocated_ports((pm_manager *)arguments[0]), *entry;
     PyObject *port = NULL;
@@ -45,7 +44,7 @@ static PyObject *of_allocated(pm_manager *self,
 }
 
 PyObject *pm_get_allocated_ports(pm_state *state, const pm_function_spec *spec,
-                                     PyObject *const *arguments)
+                                 PyObject *const *arguments)
 {
     (void)state, (void)spec;
     return of_allocated((pm_manager *)arguments[0], PyDict_SetItem);
@@ -89,7 +88,7 @@ static int add_variable(PyObject *result, PyObject *service, PyObject *port)
 }
 
 PyObject *pm_get_environment_variables(pm_state *state, const pm_function_spec *spec,
-                                           PyObject *const *arguments)
+                                       PyObject *const *arguments)
 {
     (void)state, (void)spec;
     return of_allocated((pm_manager *)arguments[0], add_variable);
@@ -132,8 +131,7 @@ static int release_entry(pm_manager *self, PyObject *entries, PyObject *service,
     return released < 0 || PyErr_Occurred() ? -1 : 0;
 }
 
-PyObject *pm_release_port(pm_state *state, const pm_function_spec *spec,
-                              PyObject *const *arguments)
+PyObject *pm_release_port(pm_state *state, const pm_function_spec *spec, PyObject *const *arguments)
 {
     pm_manager *self = (pm_manager *)arguments[0];
     PyObject *entries = pm_manager_allocated_ports(self), *entry;
@@ -149,7 +147,7 @@ PyObject *pm_release_port(pm_state *state, const pm_function_spec *spec,
 }
 
 PyObject *pm_release_all_ports(pm_state *state, const pm_function_spec *spec,
-                                   PyObject *const *arguments)
+                               PyObject *const *arguments)
 {
     pm_manager *self = (pm_manager *)arguments[0];
     PyObject *entries = pm_manager_allocated_ports(self);

@@ -130,8 +130,7 @@ static pm_outcome search(pm_coroutine *co, const pm_addresses *host, PyObject **
             }
             search.refuse_held = true;
         }
-        Py_BEGIN_ALLOW_THREADS
-        status = pm_search_run(&search, WITHOUT_GIL);
+        Py_BEGIN_ALLOW_THREADS status = pm_search_run(&search, WITHOUT_GIL);
         Py_END_ALLOW_THREADS
     }
     pm_search_end(&search);

@@ -4,7 +4,16 @@
 
 #include "ext/function.h"
 
-typedef enum { STR, INT, FLOAT, BOOL, OPTIONAL_STR, OPTIONAL_INT, OPTIONAL_RANGE, OPTIONAL_DATETIME } field_type;
+typedef enum {
+    STR,
+    INT,
+    FLOAT,
+    BOOL,
+    OPTIONAL_STR,
+    OPTIONAL_INT,
+    OPTIONAL_RANGE,
+    OPTIONAL_DATETIME
+} field_type;
 
 typedef enum { REQUIRED, NONE, FALSE, TRUE, TEN, TENTH } field_default;
 
@@ -54,39 +63,34 @@ typedef struct {
 static const record_spec records[PM_RECORDS] = {
     [PM_RECORD_PORT_CONFIG] =
         {"PortConfig",
-         "Configuration of a service's port.\n\n"
+                                 "Configuration of a service's port.\n\n"
          "service: the service's name.\n"
          "default_port: the preferred port, 1..65535; 0 means any free port.\n"
          "range: (first, last), both included: where to look when the default is taken.\n"
          "description: free text.\n"
-         "required: does allocate_all_ports() allocate it?",
-         {PORT_CONFIG_FIELDS(FIELD)}},
+         "required: does allocate_all_ports() allocate it?",                                   {PORT_CONFIG_FIELDS(FIELD)}        },
     [PM_RECORD_PORT_ALLOCATION] =
         {"PortAllocation",
-         "Result of allocating a port.\n\n"
+                                 "Result of allocating a port.\n\n"
          "service: the service's name.\n"
          "requested_port: the configured default port.\n"
          "allocated_port: the port to use; 0 unless status is 'allocated'.\n"
          "status: 'allocated', 'in_use' or 'error'.\n"
-         "message: the same for people.",
-         {PORT_ALLOCATION_FIELDS(FIELD)}},
-    [PM_RECORD_PORT_STATUS] =
-        {"PortStatus",
-         "Status of an allocated port.\n\n"
-         "port: the port.\n"
-         "service: the service's name.\n"
-         "in_use: does something listen on it?\n"
-         "pid: the process that does, None where that is not known.\n"
-         "allocated_at: when it was allocated, a naive local datetime.",
-         {PORT_STATUS_FIELDS(FIELD)}},
+         "message: the same for people.",                                                      {PORT_ALLOCATION_FIELDS(FIELD)}    },
+    [PM_RECORD_PORT_STATUS] = {"PortStatus",
+                                 "Status of an allocated port.\n\n"
+                               "port: the port.\n"
+                               "service: the service's name.\n"
+                               "in_use: does something listen on it?\n"
+                               "pid: the process that does, None where that is not known.\n"
+                               "allocated_at: when it was allocated, a naive local datetime.", {PORT_STATUS_FIELDS(FIELD)}        },
     [PM_RECORD_PORT_MANAGER_CONFIG] =
         {"PortManagerConfig",
-         "Configuration of a PortManager.\n\n"
+                                 "Configuration of a PortManager.\n\n"
          "port_config_path: the JSON file that is loaded at construction and saved by cleanup().\n"
          "enable_auto_allocation: may a service get another port of its range?\n"
          "max_retries: how many more rounds, when every port was busy.\n"
-         "retry_delay: the pause between two rounds, in seconds.",
-         {PORT_MANAGER_CONFIG_FIELDS(FIELD)}},
+         "retry_delay: the pause between two rounds, in seconds.",                             {PORT_MANAGER_CONFIG_FIELDS(FIELD)}},
 };
 
 /* ---- making the field's objects ----------------------------------------------------------- */
@@ -274,19 +278,23 @@ static PyObject *record_eq(pm_state *state, const pm_function_spec *spec,
 /* The pm_functions of each class. */
 #define METHODS(kind, name, fields)                                                                \
     {                                                                                              \
-        {name, "__init__", {"self", fields(FIELD_NAME)}, 1 fields(FIELD_REQUIRED), record_init,    \
-         NULL, &records[kind]},                                                                    \
-            {name, "__repr__", {"self"}, 1, record_repr, NULL, &records[kind]},                    \
-            {name, "__eq__", {"self", "other"}, 2, record_eq, NULL, &records[kind]}, {0},          \
-    }
+        {name,                                                                                     \
+         "__init__", {"self", fields(FIELD_NAME)},                                                                     \
+         1 fields(FIELD_REQUIRED),                                                                 \
+         record_init, NULL,                                                                                             \
+         &records[kind]},                                                                          \
+        {name, "__repr__", {"self"}, 1, record_repr, NULL, &records[kind]},                        \
+        {name, "__eq__", {"self", "other"}, 2, record_eq, NULL, &records[kind]},                   \
+        {0},                                                                                       \
+}
 
 static const pm_function_spec methods[PM_RECORDS][4] = {
     [PM_RECORD_PORT_CONFIG] = METHODS(PM_RECORD_PORT_CONFIG, "PortConfig", PORT_CONFIG_FIELDS),
     [PM_RECORD_PORT_ALLOCATION] =
         METHODS(PM_RECORD_PORT_ALLOCATION, "PortAllocation", PORT_ALLOCATION_FIELDS),
     [PM_RECORD_PORT_STATUS] = METHODS(PM_RECORD_PORT_STATUS, "PortStatus", PORT_STATUS_FIELDS),
-    [PM_RECORD_PORT_MANAGER_CONFIG] = METHODS(PM_RECORD_PORT_MANAGER_CONFIG, "PortManagerConfig",
-                                              PORT_MANAGER_CONFIG_FIELDS),
+    [PM_RECORD_PORT_MANAGER_CONFIG] =
+        METHODS(PM_RECORD_PORT_MANAGER_CONFIG, "PortManagerConfig", PORT_MANAGER_CONFIG_FIELDS),
 };
 
 /* The three things that a class knows of its fields: their names (as __match_args__ too), their
