@@ -1,6 +1,6 @@
 """Allocates ports for real services, starts a server on one, waits for it, shows, releases.
 
-    python examples/demo.py
+python examples/demo.py
 """
 
 import asyncio

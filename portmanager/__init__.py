@@ -1,7 +1,7 @@
 """Hands out TCP ports to the services of a program: nobody gets the same port twice.
 
-    manager = portmanager.get_port_manager()
-    allocation = await manager.allocate_port("python-ai-service")
+manager = portmanager.get_port_manager()
+allocation = await manager.allocate_port("python-ai-service")
 """
 
 from portmanager._native import (

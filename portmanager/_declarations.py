@@ -180,7 +180,10 @@ class PortManager:
         raise NotImplementedError
 
     def start_port_monitoring(
-        self, service_name: str, interval: float = 5.0, loop: Optional[asyncio.AbstractEventLoop] = None
+        self,
+        service_name: str,
+        interval: float = 5.0,
+        loop: Optional[asyncio.AbstractEventLoop] = None,
     ) -> None:
         """Look every ``interval`` seconds whether something listens on a service's port.
 

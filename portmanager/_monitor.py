@@ -467,7 +467,6 @@ def _begin_anew() -> None:
     """In a forked child: the threads did not come along, and the locks are in any state."""
     _Watcher.current.is_over = True
     _Watcher.current = _Watcher()
-    _threads.clear()
 
 
 def _end_threads() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, ClassVar
 
-from typing_extensions import disjoint_base
+from typing_extensions import Self, disjoint_base
 
 DEFAULT_PORT_CONFIGS: list[PortConfig]
 
@@ -85,6 +85,7 @@ class PortManager:
     port_configs: dict[str, PortConfig]
     allocated_ports: dict[str, PortAllocation]
     port_monitors: dict[int, Any]
+    def __new__(cls, config: PortManagerConfig | None = None) -> Self: ...
     def __init__(self, config: PortManagerConfig | None = None) -> None: ...
     async def is_port_available(self, port: int, host: str = "127.0.0.1") -> bool: ...
     async def find_available_port(

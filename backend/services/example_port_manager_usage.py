@@ -1,6 +1,6 @@
 """The ten examples of the documentation, each a function, run one after the other.
 
-    python backend/services/example_port_manager_usage.py
+python backend/services/example_port_manager_usage.py
 """
 
 import asyncio

@@ -324,11 +324,8 @@ static bool is_local(const pm_address *address)
     size_t size = v6 ? sizeof address->v6.sin6_addr : sizeof address->v4.sin_addr;
     int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
     route_request request;
-    struct {
-        struct nlmsghdr header;
-        struct rtmsg body;
-        char attributes[1024];
-    } answer;
+    _Alignas(struct nlmsghdr) char buffer[1024];
+    const struct nlmsghdr *answer = (const struct nlmsghdr *)buffer;
 
     memset(&request, 0, sizeof request);
     request.header.nlmsg_type = RTM_GETROUTE;
@@ -341,12 +338,12 @@ static bool is_local(const pm_address *address)
            v6 ? (const void *)&address->v6.sin6_addr : (const void *)&address->v4.sin_addr, size);
     request.header.nlmsg_len = (uint32_t)(offsetof(route_request, attribute) + RTA_LENGTH(size));
     if (fd >= 0 && send(fd, &request, request.header.nlmsg_len, 0) >= 0) {
-        ssize_t got = recv(fd, &answer, sizeof answer, 0);
-        if (got >= (ssize_t)NLMSG_LENGTH(sizeof answer.body) &&
-            answer.header.nlmsg_type == RTM_NEWROUTE) {
-            local = answer.body.rtm_type == RTN_LOCAL;
+        ssize_t got = recv(fd, buffer, sizeof buffer, 0);
+        const struct rtmsg *route = NLMSG_DATA(answer);
+        if (got >= (ssize_t)NLMSG_LENGTH(sizeof *route) && answer->nlmsg_type == RTM_NEWROUTE) {
+            local = route->rtm_type == RTN_LOCAL;
         } else {
-            local = !says_no_route(&answer.header, got);
+            local = !says_no_route(answer, got);
         }
     }
     if (fd >= 0) {
