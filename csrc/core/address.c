@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <netdb.h>
 #include <string.h>
+#include <unistd.h>
 
 /* The longest text that can be a host: a DNS name has 253 characters, a literal with its scope
  * fewer. Longer ones must not travel to a resolver. */
@@ -52,21 +53,30 @@ static void unmap(pm_address *address)
     }
 }
 
+/* Can a descriptor be had now? A resolver that cannot open its files calls every name unknown. */
+static pm_status check_descriptors(void)
+{
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0) {
+        return pm_status_of_errno(errno) == PM_EXHAUSTED ? PM_EXHAUSTED : PM_OK;
+    }
+    close(fd);
+    return PM_OK;
+}
+
 static pm_status status_of_lookup(int code)
 {
-    switch (code) {
-    case 0:
+    if (code == 0) {
         return PM_OK;
-    case EAI_MEMORY:
+    }
+    if (code == EAI_MEMORY) {
         errno = ENOMEM;
         return PM_EXHAUSTED;
-    case EAI_SYSTEM: {
-        pm_status status = pm_status_of_errno(errno);
-        return status == PM_EXHAUSTED ? status : PM_UNRESOLVED;
     }
-    default:
-        return PM_UNRESOLVED;
+    if (code == EAI_SYSTEM && pm_status_of_errno(errno) == PM_EXHAUSTED) {
+        return PM_EXHAUSTED;
     }
+    return check_descriptors() == PM_OK ? PM_UNRESOLVED : PM_EXHAUSTED;
 }
 
 static pm_status lookup(const char *host, int flags, pm_addresses *out)

@@ -4,7 +4,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 
-#include "core/entropy.h"
+#include "core/process.h"
 
 /* Ports below this are never handed out unasked, even where they need no privilege: they are
  * the well-known services'. */
@@ -31,31 +31,50 @@ bool pm_port_is_blocked(uint16_t port)
                    compare_ports) != NULL;
 }
 
-/* Where the next walk of this process begins, as an offset from WELL_KNOWN_END, plus 1; 0: not
- * drawn yet. A process starts somewhere of its own, so that two that start at once rarely try
- * the same ports. */
-static _Atomic(uint32_t) next_start;
+/* Where the next walk begins, and in its upper half which process noted that; 0: nobody did. */
+static _Atomic(uint64_t) noted_start;
 
 void pm_candidates_taken(uint16_t port)
 {
-    atomic_store(&next_start, (uint32_t)(port - WELL_KNOWN_END + 1) % CANDIDATES + 1);
+    uint16_t next = port == UINT16_MAX ? WELL_KNOWN_END : (uint16_t)(port + 1);
+    atomic_store(&noted_start, (uint64_t)pm_process_id() << 32 | next);
 }
 
-void pm_candidates_begin(pm_candidates *candidates)
+static bool is_ephemeral(const pm_port_policy *policy, uint16_t port)
 {
-    uint32_t start = atomic_load(&next_start);
-    if (start == 0) {
-        start = pm_entropy() % CANDIDATES + 1;
-    }
-    pm_port_policy_read(&candidates->policy);
-    candidates->walked = 0;
-    candidates->port = (uint16_t)(WELL_KNOWN_END + start - 1);
+    return port >= policy->ephemeral_first && port <= policy->ephemeral_last;
 }
 
 static bool is_fit(const pm_port_policy *policy, uint16_t port)
 {
     return port >= policy->unprivileged_start && !pm_port_set_has(&policy->reserved, port) &&
            !pm_port_is_blocked(port);
+}
+
+/* A process starts somewhere of its own, a forked one too, so that two that start at once rarely
+ * try the same ports. Not in the ephemeral range: behind it all of them would begin with the
+ * same port. */
+static uint16_t draw_start(const pm_port_policy *policy)
+{
+    uint16_t port = WELL_KNOWN_END;
+
+    for (int draws = 0; draws < 64; draws++) {
+        port = (uint16_t)(WELL_KNOWN_END + pm_entropy() % CANDIDATES);
+        if (!is_ephemeral(policy, port) && is_fit(policy, port)) {
+            break;
+        }
+    }
+    return port;
+}
+
+void pm_candidates_begin(pm_candidates *candidates)
+{
+    uint64_t noted = atomic_load(&noted_start);
+
+    pm_port_policy_read(&candidates->policy);
+    candidates->walked = 0;
+    candidates->port =
+        noted >> 32 == pm_process_id() ? (uint16_t)noted : draw_start(&candidates->policy);
 }
 
 bool pm_candidates_next(pm_candidates *candidates, uint16_t *port, bool *ephemeral)
@@ -65,11 +84,10 @@ bool pm_candidates_next(pm_candidates *candidates, uint16_t *port, bool *ephemer
     while (candidates->walked < 2 * CANDIDATES) {
         bool last_resort = candidates->walked >= CANDIDATES;
         uint16_t at = candidates->port;
-        bool in_range = at >= policy->ephemeral_first && at <= policy->ephemeral_last;
 
         candidates->walked++;
         candidates->port = at == UINT16_MAX ? WELL_KNOWN_END : (uint16_t)(at + 1);
-        if (in_range == last_resort && is_fit(policy, at)) {
+        if (is_ephemeral(policy, at) == last_resort && is_fit(policy, at)) {
             *port = at;
             *ephemeral = last_resort;
             return true;

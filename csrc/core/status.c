@@ -11,7 +11,8 @@ pm_status pm_status_of_errno(int error)
     case EPERM:
         return PM_FORBIDDEN;
     case EADDRNOTAVAIL:
-    case ENODEV: /* a scope id that names no interface */
+    case ENODEV: /* a scope id that names no interface, */
+    case EINVAL: /* or a link-local address without one */
         return PM_NOT_LOCAL;
     case EAFNOSUPPORT:
     case EPROTONOSUPPORT:

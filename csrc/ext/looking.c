@@ -250,7 +250,7 @@ enum { BEGIN, RESOLVED, LOOK, ASKED };
 typedef struct {
     long port;
     double began, timeout, check_interval; /* seconds */
-    bool asks;                             /* is_port_available is overridden */
+    bool resolved;                         /* the addresses of the host are there */
     pm_addresses addresses;
 } wait_frame;
 
@@ -294,18 +294,13 @@ static pm_outcome pause_or_give_up(pm_coroutine *co, pm_status status, PyObject 
     return *out ? PM_AWAIT : PM_ERROR;
 }
 
-static pm_outcome look_for_listener(pm_coroutine *co, PyObject **out)
+/* Exact looks at the kernel's table, a few microseconds each: the GIL stays. */
+static pm_outcome look_passively(pm_coroutine *co, PyObject **out)
 {
     wait_frame *frame = co->frame;
     pm_status status = PM_OK;
     bool listening = false;
 
-    if (frame->asks) {
-        co->state = ASKED;
-        *out = pm_manager_ask(manager_of(co), frame->port, co->vars[HOST]);
-        return *out ? PM_AWAIT : PM_ERROR;
-    }
-    /* Exact looks at the kernel's table, a few microseconds each: the GIL stays. */
     for (size_t i = 0; !listening && i < frame->addresses.count; i++) {
         pm_status one =
             pm_listeners_reach(&frame->addresses.items[i], (uint16_t)frame->port, &listening);
@@ -318,28 +313,31 @@ static pm_outcome look_for_listener(pm_coroutine *co, PyObject **out)
     return pause_or_give_up(co, status, out);
 }
 
-static pm_outcome begin_wait(pm_coroutine *co, PyObject **out)
+/* One look: an override's, if there is one now, else ours, for which the host is resolved once.
+ * A name without an address is waited for as if nothing listened. */
+static pm_outcome look_for_listener(pm_coroutine *co, PyObject **out)
 {
-    pm_state *state = co->module_state;
     wait_frame *frame = co->frame;
-
-    if (!read_wait(co, frame) || pm_manager_reconcile(manager_of(co)) < 0) {
-        return PM_ERROR;
-    }
     int overridden = pm_manager_overrides_probe(manager_of(co));
-    if (overridden != 0) {
-        frame->asks = true;
-        return overridden < 0 ? PM_ERROR : look_for_listener(co, out);
+
+    if (overridden) {
+        co->state = ASKED;
+        *out = overridden < 0 ? NULL : pm_manager_ask(manager_of(co), frame->port, co->vars[HOST]);
+        return *out ? PM_AWAIT : PM_ERROR;
     }
-    switch (pm_host_addresses(state, co->vars[HOST], &frame->addresses, out)) {
-    case PM_HOST_ERROR:
-        return PM_ERROR;
-    case PM_HOST_WAIT:
-        co->state = RESOLVED;
-        return PM_AWAIT;
-    default:
-        return look_for_listener(co, out);
+    if (!frame->resolved) {
+        frame->resolved = true;
+        switch (pm_host_addresses(co->module_state, co->vars[HOST], &frame->addresses, out)) {
+        case PM_HOST_ERROR:
+            return PM_ERROR;
+        case PM_HOST_WAIT:
+            co->state = RESOLVED;
+            return PM_AWAIT;
+        default:
+            break;
+        }
     }
+    return look_passively(co, out);
 }
 
 static pm_outcome wait_for_port_step(pm_coroutine *co, PyObject *received, PyObject **out)
@@ -352,13 +350,13 @@ static pm_outcome wait_for_port_step(pm_coroutine *co, PyObject *received, PyObj
     }
     switch (co->state) {
     case BEGIN:
-        return begin_wait(co, out);
+        return read_wait(co, frame) && pm_manager_reconcile(manager_of(co)) == 0
+                   ? look_for_listener(co, out)
+                   : PM_ERROR;
     case RESOLVED:
-        /* A name that has no address may get one, but not before it is asked for again: it is
-         * waited for as if nothing listened. */
         return pm_host_resolved(received, &frame->addresses) == PM_HOST_ERROR
                    ? PM_ERROR
-                   : look_for_listener(co, out);
+                   : look_passively(co, out);
     case ASKED:
         available = PyObject_IsTrue(received);
         if (available == 0) {

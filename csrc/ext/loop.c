@@ -14,6 +14,10 @@ int pm_loop_running(pm_state *state, PyObject **loop)
         Py_CLEAR(*loop);
         return 0;
     }
+    if (!*loop && PyErr_ExceptionMatches(PyExc_AttributeError)) {
+        PyErr_Clear(); /* another thread is importing it: nobody runs a loop yet */
+        return 0;
+    }
     return *loop ? 1 : -1;
 }
 

@@ -40,6 +40,17 @@ int pm_manager_stop_monitors(pm_manager *self)
     return result;
 }
 
+/* Nobody would have the monitor to cancel it; the exception that is set stays. */
+static void cancel_unseen(PyObject *monitor)
+{
+    PyObject *type, *value, *traceback, *cancelled;
+
+    PyErr_Fetch(&type, &value, &traceback);
+    cancelled = PyObject_CallMethod(monitor, "cancel", NULL);
+    Py_XDECREF(cancelled);
+    PyErr_Restore(type, value, traceback);
+}
+
 PyObject *pm_start_port_monitoring(pm_state *state, const pm_function_spec *spec,
                                    PyObject *const *arguments)
 {
@@ -67,6 +78,9 @@ PyObject *pm_start_port_monitoring(pm_state *state, const pm_function_spec *spec
     monitors = PyObject_GetAttr(self, state->names.port_monitors);
     result = monitors ? PyObject_SetItem(monitors, port, monitor) : -1;
 done:
+    if (monitor && result < 0) {
+        cancel_unseen(monitor);
+    }
     Py_XDECREF(monitors);
     Py_XDECREF(monitor);
     Py_XDECREF(module);

@@ -55,24 +55,26 @@ static pm_outcome is_port_available_step(pm_coroutine *co, PyObject *received, P
 {
     pm_addresses addresses;
     pm_prober prober = PM_PROBER_CLOSED;
-    pm_host host;
+    pm_host host = PM_HOST_ERROR;
     long port;
 
-    if (!pm_port_from(co->vars[PORT], "port", 0, &port) ||
-        pm_manager_reconcile((pm_manager *)co->vars[SELF]) < 0) {
-        return PM_ERROR;
-    }
     if (co->state == STARTED) {
+        if (!pm_port_from(co->vars[PORT], "port", 0, &port) ||
+            pm_manager_reconcile((pm_manager *)co->vars[SELF]) < 0) {
+            return PM_ERROR;
+        }
         host = pm_host_addresses(co->module_state, co->vars[HOST], &addresses, out);
-    } else {
-        host = received ? pm_host_resolved(received, &addresses) : PM_HOST_ERROR;
+    } else if (received) {
+        port = PyLong_AsLong(co->vars[PORT]);
+        host = pm_host_resolved(received, &addresses);
     }
     switch (host) {
     case PM_HOST_KNOWN:
         break;
     case PM_HOST_WAIT:
         co->state = RESOLVED;
-        return PM_AWAIT;
+        pm_set(&co->vars[PORT], PyLong_FromLong(port)); /* an __index__ is asked once */
+        return co->vars[PORT] ? PM_AWAIT : PM_ERROR;
     case PM_HOST_NOWHERE:
         return answer(co, PM_UNRESOLVED, port, out);
     case PM_HOST_ERROR:

@@ -129,19 +129,6 @@ static PyObject *make_range_type(void)
     return type;
 }
 
-static PyObject *make_datetime_type(void)
-{
-    /* Where there is the C module, it is all of `datetime` for a fraction of the import. */
-    PyObject *module = PyImport_ImportModule("_datetime"), *type;
-    if (!module) {
-        PyErr_Clear();
-        module = PyImport_ImportModule("datetime");
-    }
-    type = module ? PyObject_GetAttrString(module, "datetime") : NULL;
-    Py_XDECREF(module);
-    return type;
-}
-
 static PyObject *make_annotation(field_type type)
 {
     switch (type) {
@@ -160,7 +147,9 @@ static PyObject *make_annotation(field_type type)
     case OPTIONAL_RANGE:
         return optional(make_range_type());
     case OPTIONAL_DATETIME:
-        return optional(make_datetime_type());
+        /* get_type_hints() evaluates it. The type itself would import datetime, which not every
+         * subinterpreter of CPython 3.12 survives. */
+        return PyUnicode_FromString("__import__('datetime').datetime | None");
     }
     return NULL;
 }

@@ -1,8 +1,13 @@
-#include "core/entropy.h"
+#include "core/process.h"
 
 #include <sys/random.h>
 #include <time.h>
 #include <unistd.h>
+
+uint32_t pm_process_id(void)
+{
+    return (uint32_t)getpid();
+}
 
 uint32_t pm_entropy(void)
 {
@@ -12,7 +17,7 @@ uint32_t pm_entropy(void)
         /* Early at boot, or refused by a sandbox: the clock and the pid differ well enough. */
         struct timespec now = {0};
         clock_gettime(CLOCK_MONOTONIC, &now);
-        number = (uint32_t)now.tv_nsec * 2654435761u ^ (uint32_t)getpid();
+        number = (uint32_t)now.tv_nsec * 2654435761u ^ pm_process_id();
     }
     return number;
 }
