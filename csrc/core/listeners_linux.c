@@ -17,6 +17,10 @@
 /* States of include/net/tcp_states.h, which the kernel does not export. */
 enum { STATE_LISTEN = 10, STATE_BOUND_INACTIVE = 13 };
 
+/* What a machine sends to itself comes in by `lo`, the first interface of every network namespace:
+ * a socket that is bound to that one counts too. */
+enum { LOOPBACK_INDEX = 1 };
+
 /* What a look does with each socket that the kernel names; false ends the look. */
 typedef bool (*visit)(void *context, int family, uint16_t port, const uint32_t address[4],
                       uint64_t inode);
@@ -53,9 +57,11 @@ static pm_status diag_send(int fd, int family, unsigned states, uint16_t port,
     request.body.id.idiag_cookie[1] = INET_DIAG_NOCOOKIE;
     if (exact && family == AF_INET) {
         memcpy(request.body.id.idiag_src, &exact->v4.sin_addr, sizeof exact->v4.sin_addr);
+        request.body.id.idiag_if = LOOPBACK_INDEX;
     } else if (exact) {
         memcpy(request.body.id.idiag_src, &exact->v6.sin6_addr, sizeof exact->v6.sin6_addr);
-        request.body.id.idiag_if = exact->v6.sin6_scope_id;
+        request.body.id.idiag_if =
+            exact->v6.sin6_scope_id ? exact->v6.sin6_scope_id : LOOPBACK_INDEX;
     }
     do {
         sent = sendto(fd, &request, sizeof request, 0, (struct sockaddr *)&kernel, sizeof kernel);
