@@ -398,7 +398,7 @@ static void test_only_address_in_use_means_busy(void **state)
         {ENFILE,          PM_EXHAUSTED  },
         {ENOBUFS,         PM_EXHAUSTED  },
         {ENOMEM,          PM_EXHAUSTED  },
-        {EINVAL,          PM_NOT_LOCAL     },
+        {EINVAL,          PM_NOT_LOCAL  },
         {EBADF,           PM_FAILED     },
         {EIO,             PM_FAILED     }
     };
