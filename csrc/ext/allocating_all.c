@@ -21,6 +21,10 @@ static PyObject *required_services(pm_coroutine *co)
         PyObject *item = PyList_GetItem(items, i);
         PyObject *required = PyObject_GetAttr(PyTuple_GetItem(item, 1), state->names.required);
         int wanted = required ? PyObject_IsTrue(required) : -1;
+        if (!required && PyErr_ExceptionMatches(PyExc_AttributeError)) {
+            PyErr_Clear();
+            wanted = 1; /* no configuration at all: allocate_port says so */
+        }
         Py_XDECREF(required);
         if (wanted < 0 || (wanted && PyList_Append(names, PyTuple_GetItem(item, 0)) < 0)) {
             Py_CLEAR(names);

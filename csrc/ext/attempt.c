@@ -134,7 +134,8 @@ pm_outcome pm_attempt_grant(pm_coroutine *co, uint16_t port, PyObject **out)
     message = granted_message(co, port);
     allocation = message ? make_allocation(co, state->statuses.allocated, port, message) : NULL;
     if (allocation) {
-        added = pm_hold_add(manager, co->vars[PM_ATTEMPT_EXACT_NAME], port, allocation, &standing);
+        added = pm_hold_add(manager, co->vars[PM_ATTEMPT_EXACT_NAME], co->vars[PM_ATTEMPT_NAME],
+                            port, allocation, &standing);
     }
     if (added == 0) { /* another thread was first */
         pm_set(&allocation, standing);

@@ -7,6 +7,7 @@
 
 typedef struct {
     PyObject_HEAD
+    PyObject *name; /* of the service, as the caller wrote it: the key in allocated_ports */
     PyObject *allocation;
     double allocated_at;
     uint16_t port;
@@ -37,8 +38,8 @@ static pm_hold *find(pm_manager *self, PyObject *service)
     return (pm_hold *)hold;
 }
 
-int pm_hold_add(pm_manager *self, PyObject *service, uint16_t port, PyObject *allocation,
-                PyObject **standing)
+int pm_hold_add(pm_manager *self, PyObject *service, PyObject *name, uint16_t port,
+                PyObject *allocation, PyObject **standing)
 {
     struct timespec now;
     pm_hold *hold = (pm_hold *)PyType_GenericAlloc(self->state->hold_type, 0), *other;
@@ -48,6 +49,7 @@ int pm_hold_add(pm_manager *self, PyObject *service, uint16_t port, PyObject *al
         return -1;
     }
     clock_gettime(CLOCK_REALTIME, &now);
+    hold->name = Py_NewRef(name);
     hold->allocation = Py_NewRef(allocation);
     hold->allocated_at = (double)now.tv_sec + (double)now.tv_nsec / 1e9;
     hold->port = port;
@@ -159,8 +161,7 @@ void pm_holds_release_all(pm_manager *self)
 }
 
 /* Does allocated_ports still have the hold's port under its service? 1, 0 or -1. */
-static int stands(pm_manager *self, PyObject *allocated_ports, PyObject *service,
-                  const pm_hold *hold)
+static int stands(pm_manager *self, PyObject *allocated_ports, const pm_hold *hold)
 {
     PyObject *entry;
     long port;
@@ -169,7 +170,7 @@ static int stands(pm_manager *self, PyObject *allocated_ports, PyObject *service
     if (!hold->published) {
         return 1;
     }
-    result = pm_mapping_get(allocated_ports, service, &entry);
+    result = pm_mapping_get(allocated_ports, hold->name, &entry);
     if (result == 1) {
         result = pm_allocated_port(self->state, entry, &port);
         Py_DECREF(entry);
@@ -212,7 +213,7 @@ int pm_holds_reconcile(pm_manager *self, PyObject *allocated_ports)
     for (Py_ssize_t i = 0; items && result == 0 && i < PyList_Size(items); i++) {
         PyObject *item = PyList_GetItem(items, i), *service = PyTuple_GetItem(item, 0);
         pm_hold *hold = (pm_hold *)PyTuple_GetItem(item, 1);
-        int still = stands(self, allocated_ports, service, hold);
+        int still = stands(self, allocated_ports, hold);
         if (still == 0 && release(self, service, hold) == 1) {
             stop_monitor(self, hold->port);
             pm_log(self->state, PM_INFO,
@@ -232,12 +233,14 @@ int pm_holds_reconcile(pm_manager *self, PyObject *allocated_ports)
 static int hold_traverse(pm_hold *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->name);
     Py_VISIT(self->allocation);
     return 0;
 }
 
 static int hold_clear(pm_hold *self)
 {
+    Py_CLEAR(self->name);
     Py_CLEAR(self->allocation);
     return 0;
 }
@@ -246,7 +249,7 @@ static void hold_dealloc(pm_hold *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
-    Py_CLEAR(self->allocation);
+    hold_clear(self);
     freefunc release_memory = (freefunc)PyType_GetSlot(type, Py_tp_free);
     release_memory(self);
     Py_DECREF(type);

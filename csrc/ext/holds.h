@@ -17,9 +17,9 @@ extern PyType_Spec pm_hold_type_spec;
 
 /* Notes that the claimed `port` is the service's: 1. 0 if the service has a hold already (of an
  * attempt in another thread): then its allocation is in *standing, a new reference. -1 on error.
- * `service` is an exact str here and below. */
-int pm_hold_add(pm_manager *self, PyObject *service, uint16_t port, PyObject *allocation,
-                PyObject **standing);
+ * `service` is an exact str here and below, `name` the same as the caller wrote it. */
+int pm_hold_add(pm_manager *self, PyObject *service, PyObject *name, uint16_t port,
+                PyObject *allocation, PyObject **standing);
 void pm_hold_publish(pm_manager *self, PyObject *service, PyObject *allocation);
 
 /* The allocation that a service's hold is for: 1 with a new reference, 0 if there is none. */

@@ -137,7 +137,7 @@ static int append_status(pm_coroutine *co, PyObject *item, int in_use)
     PyObject *port = PyObject_GetAttr(allocation, state->names.allocated_port);
     PyObject *pid = NULL, *moment = NULL, *status = NULL;
     int result = -1;
-    long number;
+    long number = -1; /* it may have been released meanwhile */
 
     if (!port || pm_allocated_port(state, allocation, &number) < 0) {
         goto done;

@@ -124,6 +124,10 @@ static int release_entry(pm_manager *self, PyObject *entries, PyObject *service,
         released = pm_hold_release(self, exact);
         Py_DECREF(exact);
     }
+    /* The same name may be written in another way, as a str with an equality of its own. */
+    if (released == 0 && pm_holds_reconcile(self, entries) < 0) {
+        released = -1;
+    }
     if (is) {
         pm_log(self->state, PM_INFO, "Released port %S of service %S", port, service);
     }
