@@ -50,8 +50,8 @@ format: $(VENV)/installed-for-lint ## Lay the sources out the way that lint want
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(C_FILES)
 
-bench: $(VENV)/installed-for-bench ## Run the benchmarks
-	for file in benchmarks/bench_*.py; do $(BIN)/python "$$file" || exit; done
+bench: $(VENV)/installed ## Run the benchmarks: a table for the README
+	$(BIN)/python benchmarks/run.py
 
 check-all: ## Everything, on every CPython there is; takes long, needs root and network
 	$(PYTHON) tools/check_all.py
@@ -100,10 +100,6 @@ $(VENV)/installed-for-tests: $(VENV)/made-with $(BUILD_INPUTS)
 	@: $(if $(lacking),$(error $(lacking)))
 	$(call install,[test])
 	@touch $(VENV)/installed $@
-
-$(VENV)/installed-for-bench: $(VENV)/installed
-	$(call install,[bench])
-	@touch $@
 
 $(VENV)/installed-for-lint: $(VENV)/installed-for-tests requirements-lint.txt
 	@$(BIN)/python -m pip install --quiet --requirement requirements-lint.txt

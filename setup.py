@@ -9,7 +9,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
 
 # One abi3 build serves every CPython that has a GIL; a free-threaded one has no limited API.
-# PORTMANAGER_ABI=version builds for this interpreter alone (benchmarks/abi compares the two).
+# PORTMANAGER_ABI=version builds for this interpreter alone; benchmarks/bench_abi.py compares.
 LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED") and (
     os.environ.get("PORTMANAGER_ABI") != "version"
 )

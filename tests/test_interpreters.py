@@ -34,8 +34,8 @@ without_gil = pytest.mark.skipif(
 )
 
 # What every process and every subinterpreter begins with. The main interpreter imports asyncio
-# first: early CPython 3.12 crashes after an extension of its own that a subinterpreter with its
-# own GIL was the first to import.
+# and datetime first: early CPython 3.12 crashes after an extension of its own that a subinterpreter
+# with its own GIL was the first to import.
 COMMON = """
 import gc, logging, os, sys, threading, time, weakref
 from portmanager import *
@@ -100,7 +100,7 @@ def run(code: str, kind: str = "", *options: str) -> Any:
     path = f"import sys, textwrap\nsys.path[:] = {sys.path!r}\n"
     parts = [
         path,
-        "import asyncio",
+        "import asyncio, datetime",
         COMMON,
         f"common = {path + COMMON!r}\nKIND = {kind!r}",
         HARNESS,

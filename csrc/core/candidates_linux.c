@@ -7,33 +7,33 @@
 #include <unistd.h>
 
 /* ip_local_reserved_ports may list every second port: 32,768 numbers of up to six characters. */
-enum { TEXT_MAX = 256 * 1024 };
+enum { TEXT_USUAL = 4096, TEXT_MAX = 256 * 1024 };
 
-/* The whole of a small file as a string that the caller frees; NULL if it cannot be read. */
-static char *read_text(const char *path)
+/* A small file as a string that the caller frees; NULL if it cannot be read or has `size`
+ * characters or more. One read: the kernel gives a list of ports in one piece or cut off. */
+static char *read_up_to(const char *path, size_t size)
 {
-    size_t length = 0;
-    char *text = malloc(TEXT_MAX);
+    char *text = malloc(size);
     int fd = text ? open(path, O_RDONLY | O_CLOEXEC) : -1;
-    bool complete = false;
+    ssize_t got = fd < 0 ? -1 : read(fd, text, size - 1);
 
-    while (fd >= 0 && length < TEXT_MAX - 1) {
-        ssize_t got = read(fd, text + length, TEXT_MAX - 1 - length);
-        if (got <= 0) {
-            complete = got == 0;
-            break;
-        }
-        length += (size_t)got;
-    }
     if (fd >= 0) {
         close(fd);
     }
-    if (!complete) {
+    if (got < 0 || (size_t)got == size - 1) {
         free(text);
         return NULL;
     }
-    text[length] = '\0';
+    text[got] = '\0';
     return text;
+}
+
+/* The whole of a small file. Little is asked for at first: the kernel clears as much memory as it
+ * is offered to fill, and 256 KiB take longer than all the rest. */
+static char *read_text(const char *path)
+{
+    char *text = read_up_to(path, TEXT_USUAL);
+    return text ? text : read_up_to(path, TEXT_MAX);
 }
 
 /* The decimal number at `*at`, which is moved behind it; false if there is none that is a port. */

@@ -44,9 +44,33 @@ PyObject *pm_override(PyObject *module, PyObject *manager)
     return overridden < 0 ? NULL : overridden ? found : Py_NewRef(Py_None);
 }
 
+/* The same question, answered without making a bound method where attribute lookup is the
+ * ordinary one. Only `true` is an answer. */
+static bool is_builtin(pm_manager *self, PyObject *name, PyObject *builtin)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject *dict, *method = NULL;
+
+    if (PyType_GetSlot(type, Py_tp_getattro) != (void *)PyObject_GenericGetAttr) {
+        return false;
+    }
+    dict = PyObject_GenericGetDict((PyObject *)self, NULL);
+    if (dict && PyDict_Contains(dict, name) == 0) {
+        method = PyObject_GetAttr((PyObject *)type, name);
+    }
+    Py_XDECREF(dict);
+    Py_XDECREF(method); /* the class has it */
+    return method && method == builtin;
+}
+
 static int overrides(pm_manager *self, PyObject *name, PyObject *builtin)
 {
     PyObject *found;
+
+    if (is_builtin(self, name, builtin)) {
+        return 0;
+    }
+    PyErr_Clear();
     int overridden = pm_manager_override(self, name, builtin, &found);
     Py_XDECREF(found);
     return overridden;

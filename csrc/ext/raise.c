@@ -37,6 +37,10 @@ bool pm_fetch_stop_iteration(PyObject **value)
 
 void pm_set_stop_iteration(PyObject *value)
 {
+    if (!PyTuple_Check(value) && !PyExceptionInstance_Check(value)) {
+        PyErr_SetObject(PyExc_StopIteration, value);
+        return;
+    }
     /* Given to PyErr_SetObject as it is, a tuple would become arguments and an exception would
      * become the exception itself. */
     PyObject *exception = PyObject_CallFunctionObjArgs(PyExc_StopIteration, value, NULL);
