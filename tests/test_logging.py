@@ -526,7 +526,9 @@ def test_an_error_of_the_call_outlives_a_handler_that_raises(
 def test_ctrl_c_in_a_handler() -> None:
     # Whoever presses it wants the program to end, whatever it is just doing.
     code = """
-    import logging
+    import logging, signal
+    # A background job of a shell starts with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     class Handler(logging.Handler):
         def emit(self, record):
             raise KeyboardInterrupt

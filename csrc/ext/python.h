@@ -13,6 +13,22 @@
 #include <structmember.h>
 #pragma GCC diagnostic pop
 
+/* With the limited API, references are counted by the interpreter that runs. The macros of the
+ * headers that compiled this would count those of immortal objects too, which interpreters with
+ * GILs of their own share: a race could free one. */
+#ifdef Py_LIMITED_API
+#undef Py_INCREF
+#undef Py_DECREF
+#undef Py_XINCREF
+#undef Py_XDECREF
+#undef Py_NewRef
+#undef Py_XNewRef
+#define Py_INCREF(object) Py_IncRef((PyObject *)(object))
+#define Py_DECREF(object) Py_DecRef((PyObject *)(object))
+#define Py_XINCREF(object) Py_IncRef((PyObject *)(object))
+#define Py_XDECREF(object) Py_DecRef((PyObject *)(object))
+#endif
+
 /* Known to CPython 3.12 and 3.13; module.c picks the slots by the version that runs. */
 #define PM_MOD_MULTIPLE_INTERPRETERS 3
 #define PM_MOD_PER_INTERPRETER_GIL_SUPPORTED ((void *)2)
