@@ -835,6 +835,8 @@ EXITS = {
 
 @pytest.mark.parametrize("what", EXITS)
 def test_the_interpreter_exits_quietly(what: str) -> None:
+    if what == "daemon threads that run" and sys.version_info < (3, 12):
+        pytest.skip("a thread that comes for the GIL too late crashes this CPython itself")
     parts = [PRELUDE, EXITS[what], "" if "sys.exit" in EXITS[what] else "print('done')"]
     assert run("\n".join(map(textwrap.dedent, parts))) == "done\n"
 
