@@ -416,6 +416,8 @@ def test_twenty_come_and_go(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_import_it_at_once(kind: str) -> None:
+    if kind == "own GIL" and sys.version_info < (3, 13):
+        pytest.skip("this CPython crashes itself when two interpreters import json at once")
     code = """
     told, failures = [], []
     def live():
