@@ -1,20 +1,53 @@
 #include "core/allocate.h"
 
-void pm_allocation_begin(pm_allocation *allocation, const pm_request *request)
+pm_status pm_allocation_begin(pm_allocation *allocation, const pm_request *request)
 {
+    static const pm_wish any = {0};
+    pm_status status = pm_ledger_check();
+
+    if (status != PM_OK) {
+        return status;
+    }
     /* Field by field: the candidates are large, and needed for a default port of 0 alone. */
     allocation->request = *request;
     allocation->port = 0;
     allocation->from_default = allocation->from_any = false;
     allocation->ephemeral = allocation->default_forbidden = false;
     allocation->busy = allocation->forbidden = 0;
-    allocation->phase = PM_PHASE_DEFAULT;
+    allocation->phase = PM_PHASE_BORROW;
     allocation->next = request->first;
-    allocation->prober = PM_WILDCARD_PROBER_CLOSED;
+    allocation->taker = PM_TAKER_IDLE;
+    allocation->taker.settles = request->default_port != 0;
     if (request->default_port == 0) {
-        allocation->phase = PM_PHASE_ANY;
-        pm_candidates_begin(&allocation->candidates);
+        pm_candidates_begin(&allocation->candidates, &any);
     }
+    return PM_OK;
+}
+
+/* A port that this service may have, if an ancestor holds it for the same one. */
+static bool borrow(pm_allocation *allocation)
+{
+    const pm_request *request = &allocation->request;
+    uint16_t port = request->default_port;
+    bool any = port == 0, borrowed = false;
+
+    if (request->name.key == 0 || !pm_ledger_has_kin()) {
+        return false;
+    }
+    if (any) {
+        borrowed = pm_ledger_lend(request->holder, 1, UINT16_MAX, &request->name,
+                                  &allocation->port) == PM_OK;
+    } else {
+        borrowed =
+            pm_ledger_lend(request->holder, port, port, &request->name, &allocation->port) == PM_OK;
+        if (!borrowed && request->has_range) {
+            borrowed = pm_ledger_lend(request->holder, request->first, request->last,
+                                      &request->name, &allocation->port) == PM_OK;
+        }
+    }
+    allocation->from_any = borrowed && any;
+    allocation->from_default = borrowed && !any && allocation->port == port;
+    return borrowed;
 }
 
 /* The next port of the range that is wanted in this phase; false behind the last one. */
@@ -35,7 +68,12 @@ static bool next_of_range(pm_allocation *allocation, bool blocked, uint16_t *por
 
 static bool next_candidate(pm_allocation *allocation, uint16_t *port)
 {
+    if (allocation->taker.settling) {
+        *port = allocation->taker.settling;
+        return true;
+    }
     switch (allocation->phase) {
+    case PM_PHASE_BORROW: /* comes before all candidates */
     case PM_PHASE_DEFAULT:
         *port = allocation->request.default_port;
         allocation->from_default = true;
@@ -56,7 +94,8 @@ static bool next_candidate(pm_allocation *allocation, uint16_t *port)
         return false;
     case PM_PHASE_ANY:
         allocation->from_any = true;
-        if (pm_candidates_next(&allocation->candidates, port, &allocation->ephemeral)) {
+        if (pm_candidates_next(&allocation->candidates, port)) {
+            allocation->ephemeral = allocation->candidates.ephemeral;
             return true;
         }
         allocation->phase = PM_PHASE_END;
@@ -67,19 +106,17 @@ static bool next_candidate(pm_allocation *allocation, uint16_t *port)
     return false;
 }
 
-/* Claims a port and verifies the claim; a claim that does not stand is given back. */
 static pm_status take(pm_allocation *allocation, uint16_t port)
 {
-    pm_holder me = allocation->request.holder, holder;
-    pm_status status = pm_ledger_claim(me, port, &holder);
+    const pm_request *request = &allocation->request;
+    pm_holder holder;
+    pm_status status = pm_take(&allocation->taker, request->holder, port, &request->name,
+                               allocation->from_any ? pm_probe_strict : pm_probe_service, &holder);
 
     if (status == PM_HELD) {
-        return holder == me || allocation->request.refuse_held ? PM_BUSY : PM_HELD;
-    }
-    status = allocation->from_any ? pm_probe_strict(&allocation->prober, port)
-                                  : pm_probe_service(&allocation->prober, port);
-    if (status != PM_OK) {
-        pm_ledger_release(me, port);
+        /* Another process's holder is no garbage of ours. */
+        bool refused = holder == request->holder || holder == PM_NOBODY || request->refuse_held;
+        return refused ? PM_BUSY : PM_HELD;
     }
     return status;
 }
@@ -90,17 +127,23 @@ static void look_again(pm_allocation *allocation, uint16_t port)
     if (allocation->from_default) {
         allocation->phase = PM_PHASE_DEFAULT;
     } else if (allocation->from_any) {
-        allocation->candidates.port = port;
         allocation->candidates.walked--;
     } else {
         allocation->next = port;
     }
 }
 
-pm_status pm_allocation_run(pm_allocation *allocation, uint32_t budget)
+pm_status pm_allocation_run(pm_allocation *allocation, uint32_t budget, bool patient)
 {
     uint16_t port;
 
+    allocation->taker.patient = patient;
+    if (allocation->phase == PM_PHASE_BORROW) {
+        if (borrow(allocation)) {
+            return PM_OK;
+        }
+        allocation->phase = allocation->request.default_port == 0 ? PM_PHASE_ANY : PM_PHASE_DEFAULT;
+    }
     for (uint32_t looked = 0; looked < budget; looked++) {
         if (!next_candidate(allocation, &port)) {
             return allocation->forbidden && !allocation->busy ? PM_FORBIDDEN : PM_BUSY;
@@ -110,7 +153,7 @@ pm_status pm_allocation_run(pm_allocation *allocation, uint32_t budget)
         case PM_OK:
             allocation->port = port;
             if (allocation->from_any) {
-                pm_candidates_taken(port);
+                pm_candidates_taken(&allocation->candidates, port);
             }
             return PM_OK;
         case PM_BUSY:
@@ -132,22 +175,30 @@ pm_status pm_allocation_run(pm_allocation *allocation, uint32_t budget)
 
 void pm_allocation_end(pm_allocation *allocation)
 {
-    pm_wildcard_prober_close(&allocation->prober);
+    pm_taker_end(&allocation->taker, allocation->request.holder);
+    if (allocation->request.default_port == 0) {
+        pm_candidates_end(&allocation->candidates);
+    }
 }
 
 pm_status pm_search_run(pm_search *search, uint32_t budget)
 {
+    pm_status status = pm_ledger_check();
+
+    if (status != PM_OK) {
+        return status;
+    }
     for (uint32_t looked = 0; looked < budget; looked++) {
         if (search->next > search->last) {
             return PM_BUSY;
         }
         uint16_t port = (uint16_t)search->next;
-        pm_holder holder = pm_ledger_holder(port);
-        bool held = holder != PM_NOBODY;
-        if (held && holder != search->holder && !search->refuse_held) {
+        pm_holder holder;
+        bool held = pm_ledger_look(port, &holder) == PM_HELD;
+        if (held && holder != PM_NOBODY && holder != search->holder && !search->refuse_held) {
             return PM_HELD;
         }
-        pm_status status = held ? PM_HELD : pm_probe_host(&search->prober, &search->host, port);
+        status = held ? PM_HELD : pm_probe_host(&search->prober, &search->host, port);
         if (status == PM_OK) {
             search->port = port;
             return PM_OK;

@@ -6,7 +6,8 @@
  *     the range's ports that browsers refuse
  *
  * or, for a default port of 0, the candidates of candidates.h. One walk is one attempt without
- * waiting; it is run in pieces, so that a caller may give up the GIL for a long one. */
+ * waiting; it is run in pieces, so that a caller may give up the GIL for a long one. Before all
+ * of them, a port that an ancestor process holds for the same service is borrowed. */
 #ifndef PM_ALLOCATE_H
 #define PM_ALLOCATE_H
 
@@ -18,9 +19,11 @@
 #include "core/ledger.h"
 #include "core/probe.h"
 #include "core/status.h"
+#include "core/take.h"
 
 typedef struct {
     pm_holder holder;      /* who the port is for */
+    pm_name name;          /* what it is for */
     uint16_t default_port; /* 0: any free port */
     bool has_range;
     uint16_t first, last; /* the range, both included; first <= last */
@@ -30,6 +33,7 @@ typedef struct {
 } pm_request;
 
 typedef enum {
+    PM_PHASE_BORROW,
     PM_PHASE_DEFAULT,
     PM_PHASE_RANGE,
     PM_PHASE_BLOCKED,
@@ -49,17 +53,19 @@ typedef struct {
     pm_phase phase;
     uint32_t next; /* the port of the range that is looked at next */
     pm_candidates candidates;
-    pm_wildcard_prober prober;
+    pm_taker taker;
 } pm_allocation;
 
-/* May read files (for a default port of 0 only). */
-void pm_allocation_begin(pm_allocation *allocation, const pm_request *request);
+/* Asks the ledger, which may read files; so does a default port of 0. PM_OK; PM_EXHAUSTED: out of
+ * descriptors or memory, errno says which, and there is nothing to end. */
+pm_status pm_allocation_begin(pm_allocation *allocation, const pm_request *request);
 
-/* Looks at up to `budget` candidates; a few microseconds each.
+/* Looks at up to `budget` candidates; a few microseconds each. Does not wait, unless `patient`,
+ * and then for 10 ms at most.
  * PM_OK: a port was claimed and verified. PM_BUSY, PM_FORBIDDEN (and none was busy): none is to
  * be had. PM_AGAIN, PM_HELD: not finished, call again (after PM_HELD with refuse_held set, if
  * the holder still stands). PM_EXHAUSTED, PM_FAILED: not known, errno says why. */
-pm_status pm_allocation_run(pm_allocation *allocation, uint32_t budget);
+pm_status pm_allocation_run(pm_allocation *allocation, uint32_t budget, bool patient);
 
 /* Closes what is open; a port that was found stays claimed. */
 void pm_allocation_end(pm_allocation *allocation);

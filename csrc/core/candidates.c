@@ -1,14 +1,18 @@
 #include "core/candidates.h"
 
-#include <stdatomic.h>
 #include <stddef.h>
 #include <stdlib.h>
+#include <time.h>
 
+#include "core/ledger.h"
 #include "core/process.h"
 
 /* Ports below this are never handed out unasked, even where they need no privilege: they are
  * the well-known services'. */
-enum { WELL_KNOWN_END = 1024, CANDIDATES = UINT16_MAX + 1 - WELL_KNOWN_END };
+enum { WELL_KNOWN_END = 1024 };
+
+/* So long a port rests that was given back: connections of its server may be in TIME_WAIT. */
+#define REST_NS (INT64_C(120) * 1000000000)
 
 /* https://fetch.spec.whatwg.org/#port-blocking, ascending. */
 static const uint16_t blocked[] = {
@@ -31,13 +35,17 @@ bool pm_port_is_blocked(uint16_t port)
                    compare_ports) != NULL;
 }
 
-/* Where the next walk begins, and in its upper half which process noted that; 0: nobody did. */
-static _Atomic(uint64_t) noted_start;
+/* ---- which lap a port comes in -------------------------------------------------------------- */
 
-void pm_candidates_taken(uint16_t port)
+enum { LAP_RESTED, LAP_LATELY, LAP_REMEMBERED, LAP_LAST, NO_LAP };
+/* The same for a name. */
+enum { LAP_OWN, LAP_NAMELESS, LAP_OTHERS };
+
+_Static_assert((int)NO_LAP == (int)PM_LAPS, "candidates.h says how many laps there are");
+
+static bool has_range(const pm_candidates *candidates)
 {
-    uint16_t next = port == UINT16_MAX ? WELL_KNOWN_END : (uint16_t)(port + 1);
-    atomic_store(&noted_start, (uint64_t)pm_process_id() << 32 | next);
+    return candidates->wish.last != 0;
 }
 
 static bool is_ephemeral(const pm_port_policy *policy, uint16_t port)
@@ -45,53 +53,223 @@ static bool is_ephemeral(const pm_port_policy *policy, uint16_t port)
     return port >= policy->ephemeral_first && port <= policy->ephemeral_last;
 }
 
-static bool is_fit(const pm_port_policy *policy, uint16_t port)
-{
-    return port >= policy->unprivileged_start && !pm_port_set_has(&policy->reserved, port) &&
-           !pm_port_is_blocked(port);
-}
-
-/* A process starts somewhere of its own, a forked one too, so that two that start at once rarely
- * try the same ports. Not in the ephemeral range: behind it all of them would begin with the
- * same port. */
-static uint16_t draw_start(const pm_port_policy *policy)
-{
-    uint16_t port = WELL_KNOWN_END;
-
-    for (int draws = 0; draws < 64; draws++) {
-        port = (uint16_t)(WELL_KNOWN_END + pm_entropy() % CANDIDATES);
-        if (!is_ephemeral(policy, port) && is_fit(policy, port)) {
-            break;
-        }
-    }
-    return port;
-}
-
-void pm_candidates_begin(pm_candidates *candidates)
-{
-    uint64_t noted = atomic_load(&noted_start);
-
-    pm_port_policy_read(&candidates->policy);
-    candidates->walked = 0;
-    candidates->port =
-        noted >> 32 == pm_process_id() ? (uint16_t)noted : draw_start(&candidates->policy);
-}
-
-bool pm_candidates_next(pm_candidates *candidates, uint16_t *port, bool *ephemeral)
+static bool is_fit(const pm_candidates *candidates, uint16_t port)
 {
     const pm_port_policy *policy = &candidates->policy;
 
-    while (candidates->walked < 2 * CANDIDATES) {
-        bool last_resort = candidates->walked >= CANDIDATES;
-        uint16_t at = candidates->port;
+    return has_range(candidates) ||
+           (port >= WELL_KNOWN_END && port >= policy->unprivileged_start &&
+            !pm_port_set_has(&policy->reserved, port) && !pm_port_is_blocked(port));
+}
 
-        candidates->walked++;
-        candidates->port = at == UINT16_MAX ? WELL_KNOWN_END : (uint16_t)(at + 1);
-        if (is_ephemeral(policy, at) == last_resort && is_fit(policy, at)) {
-            *port = at;
-            *ephemeral = last_resort;
+/* The ports that come when no other is left. */
+static bool is_last_resort(const pm_candidates *candidates, uint16_t port)
+{
+    return has_range(candidates) ? pm_port_is_blocked(port)
+                                 : is_ephemeral(&candidates->policy, port);
+}
+
+static uint32_t lap_of(const pm_candidates *candidates, uint16_t port)
+{
+    if (!is_fit(candidates, port)) {
+        return NO_LAP;
+    }
+    pm_port_past past = pm_ledger_past(port);
+    uint64_t name = candidates->wish.name;
+    if (name && past.remembered == name) {
+        return LAP_OWN;
+    }
+    if (is_last_resort(candidates, port)) {
+        return LAP_LAST;
+    }
+    if (name) {
+        return past.remembered ? LAP_OTHERS : LAP_NAMELESS;
+    }
+    if (past.remembered) {
+        return LAP_REMEMBERED;
+    }
+    /* The clock may have been set back: what is in the future is long ago. */
+    bool lately = past.changed_at > candidates->now - REST_NS && past.changed_at <= candidates->now;
+    return lately ? LAP_LATELY : LAP_RESTED;
+}
+
+/* ---- the order within a lap ----------------------------------------------------------------- */
+
+static uint32_t count_of(const pm_candidates *candidates)
+{
+    return candidates->last - candidates->first + 1;
+}
+
+static uint32_t greatest_common_divisor(uint32_t a, uint32_t b)
+{
+    while (b) {
+        uint32_t rest = a % b;
+        a = b;
+        b = rest;
+    }
+    return a;
+}
+
+/* Behind the port that was handed out last; a ledger that is new begins somewhere, so that two
+ * that start at once rarely try the same ports. */
+static uint32_t next_start(const pm_candidates *candidates)
+{
+    uint32_t port = pm_ledger_next_port();
+
+    for (int draws = 0; port < WELL_KNOWN_END && draws < 64; draws++) {
+        uint16_t drawn = (uint16_t)(candidates->first + pm_entropy() % count_of(candidates));
+        if (is_fit(candidates, drawn) && !is_ephemeral(&candidates->policy, drawn)) {
+            port = drawn;
+        }
+    }
+    return port < WELL_KNOWN_END ? 0 : port - WELL_KNOWN_END;
+}
+
+static void choose_order(pm_candidates *candidates)
+{
+    uint32_t count = count_of(candidates);
+    uint64_t name = candidates->wish.name;
+
+    candidates->start = 0;
+    candidates->step = 1;
+    if (name) {
+        /* A step that has no divisor in common with the count comes by every port. */
+        candidates->start = (uint32_t)(name % count);
+        candidates->step = (uint32_t)((name >> 32) % count);
+        while (greatest_common_divisor(candidates->step, count) != 1) {
+            candidates->step++;
+        }
+    } else if (!has_range(candidates)) {
+        candidates->start = next_start(candidates);
+    }
+}
+
+void pm_candidates_begin(pm_candidates *candidates, const pm_wish *wish)
+{
+    struct timespec now = {0};
+
+    clock_gettime(CLOCK_REALTIME, &now);
+    candidates->now = (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+    candidates->wish = *wish;
+    candidates->lap = candidates->walked = 0;
+    candidates->ephemeral = false;
+    candidates->by_age = NULL;
+    candidates->first = wish->last ? wish->first : WELL_KNOWN_END;
+    candidates->last = wish->last ? wish->last : UINT16_MAX;
+    pm_port_policy_read(&candidates->policy);
+    choose_order(candidates);
+}
+
+/* ---- the lately returned of a range ---------------------------------------------------------- */
+
+typedef struct {
+    int64_t changed_at;
+    uint16_t port;
+} aged;
+
+static int compare_ages(const void *left, const void *right)
+{
+    const aged *a = left, *b = right;
+    if (a->changed_at != b->changed_at) {
+        return a->changed_at < b->changed_at ? -1 : 1;
+    }
+    return (int)a->port - (int)b->port;
+}
+
+/* A range's own order by age; without memory for it the order is that of numbers. */
+static void sort_by_age(pm_candidates *candidates)
+{
+    uint32_t count = count_of(candidates), first = candidates->first;
+    aged *ages = malloc(count * sizeof *ages);
+
+    candidates->by_age = malloc(count * sizeof *candidates->by_age);
+    if (ages && candidates->by_age) {
+        for (uint32_t i = 0; i < count; i++) {
+            uint16_t port = (uint16_t)(first + i);
+            ages[i] = (aged){pm_ledger_past(port).changed_at, port};
+        }
+        qsort(ages, count, sizeof *ages, compare_ages);
+        for (uint32_t i = 0; i < count; i++) {
+            candidates->by_age[i] = ages[i].port;
+        }
+    } else {
+        free(candidates->by_age);
+        candidates->by_age = NULL;
+    }
+    free(ages);
+}
+
+/* ---- walking -------------------------------------------------------------------------------- */
+
+static uint16_t port_at(const pm_candidates *candidates, uint32_t position)
+{
+    if (candidates->by_age && candidates->lap == LAP_LATELY) {
+        return candidates->by_age[position];
+    }
+    uint64_t offset = candidates->start + (uint64_t)position * candidates->step;
+    return (uint16_t)(candidates->first + offset % count_of(candidates));
+}
+
+/* The next port of the lap; false behind the last one. */
+static bool next_of_lap(pm_candidates *candidates, uint16_t *port)
+{
+    uint32_t count = count_of(candidates), first = candidates->first;
+
+    while (candidates->walked < count) {
+        if (candidates->wish.name && candidates->lap == LAP_OWN) {
+            /* Found by their name, not one by one: they are few. */
+            *port = (uint16_t)(first + candidates->walked);
+            if (!pm_ledger_find_remembered(candidates->wish.name, port,
+                                           (uint16_t)(first + count - 1))) {
+                break;
+            }
+            candidates->walked = *port - first + 1;
+        } else {
+            *port = port_at(candidates, candidates->walked++);
+        }
+        if (lap_of(candidates, *port) == candidates->lap) {
             return true;
         }
     }
     return false;
+}
+
+bool pm_candidates_next(pm_candidates *candidates, uint16_t *port)
+{
+    for (; candidates->lap < PM_LAPS; candidates->lap++, candidates->walked = 0) {
+        if (candidates->lap == LAP_LATELY && has_range(candidates) && !candidates->wish.name &&
+            !candidates->by_age) {
+            sort_by_age(candidates);
+        }
+        if (next_of_lap(candidates, port)) {
+            candidates->ephemeral = pm_candidates_meet_ephemeral(candidates, *port, *port);
+            return true;
+        }
+    }
+    return false;
+}
+
+bool pm_candidates_allow(const pm_candidates *candidates, uint16_t port, uint32_t lap)
+{
+    return lap_of(candidates, port) <= lap;
+}
+
+bool pm_candidates_meet_ephemeral(const pm_candidates *candidates, uint16_t first, uint16_t last)
+{
+    const pm_port_policy *policy = &candidates->policy;
+    return !has_range(candidates) && first <= policy->ephemeral_last &&
+           last >= policy->ephemeral_first;
+}
+
+void pm_candidates_taken(const pm_candidates *candidates, uint16_t port)
+{
+    if (candidates->wish.name == 0 && !has_range(candidates)) {
+        pm_ledger_set_next_port(port == UINT16_MAX ? WELL_KNOWN_END : (uint16_t)(port + 1));
+    }
+}
+
+void pm_candidates_end(pm_candidates *candidates)
+{
+    free(candidates->by_age);
+    candidates->by_age = NULL;
 }

@@ -23,22 +23,50 @@ typedef struct {
  * documented default. candidates_<platform>.c */
 void pm_port_policy_read(pm_port_policy *policy);
 
-/* A walk over every port that nobody asked for by number: first those outside the ephemeral
- * range, then, as a last resort, those in it. Each walk goes on where the last one of the
- * process stopped, so a port that was given back is handed out again last. */
+/* What a walk is for. */
 typedef struct {
+    uint64_t name;        /* a stable name's key: its own order of ports; 0: any port will do */
+    uint16_t first, last; /* the ports that were asked for; 0, 0: all that are fit */
+} pm_wish;
+
+/* A walk over ports that nobody asked for by number, in laps: each port comes in the lap of its
+ * kind. Without a range, ports below 1024, that need a privilege, that browsers refuse or that
+ * the administrator set aside are left out.
+ *
+ * For any port: those that rested for two minutes, in the order of numbers from where the last
+ * walk stopped; those given back lately; those remembered for a name; those of the ephemeral
+ * range, if no range was asked for; those that browsers refuse, if one was.
+ *
+ * For a name: the port that is remembered for it; the others in an order that is the name's own,
+ * first those that no other name has. */
+typedef struct {
+    pm_wish wish;
     pm_port_policy policy;
-    uint32_t walked; /* how many of both rounds are done */
-    uint16_t port;   /* the one that the walk stands on */
+    int64_t now;          /* nanoseconds since the epoch */
+    uint32_t first, last; /* the ports of the walk, fit or not */
+    uint32_t lap;
+    uint32_t walked;      /* how many ports of the lap are done */
+    uint32_t start, step; /* the order: start, start + step, ... */
+    bool ephemeral;       /* the last one is of the ephemeral range, and was not asked for */
+    uint16_t *by_age;     /* a range's ports that were given back lately, NULL if not known */
 } pm_candidates;
 
-void pm_candidates_begin(pm_candidates *candidates);
+/* Reads the policy's files; to be called after pm_ledger_check(). */
+void pm_candidates_begin(pm_candidates *candidates, const pm_wish *wish);
 
-/* The next candidate in `*port`; `*ephemeral` says that only the ephemeral range was left.
- * False when there is none. */
-bool pm_candidates_next(pm_candidates *candidates, uint16_t *port, bool *ephemeral);
+/* The next candidate in `*port`, which may well be held or busy. False when there is none. */
+bool pm_candidates_next(pm_candidates *candidates, uint16_t *port);
 
-/* The candidate was taken: the process's next walk begins after it. */
-void pm_candidates_taken(uint16_t port);
+/* May the port be handed out in this lap or an earlier one? For runs of consecutive ports. */
+bool pm_candidates_allow(const pm_candidates *candidates, uint16_t port, uint32_t lap);
+enum { PM_LAPS = 4 };
+
+/* Is one of the ports of first..last in the ephemeral range, and nobody asked for a range? */
+bool pm_candidates_meet_ephemeral(const pm_candidates *candidates, uint16_t first, uint16_t last);
+
+/* The candidate was taken. */
+void pm_candidates_taken(const pm_candidates *candidates, uint16_t port);
+
+void pm_candidates_end(pm_candidates *candidates);
 
 #endif

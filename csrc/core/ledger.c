@@ -1,8 +1,14 @@
 #include "core/ledger.h"
 
-#include <stdatomic.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
-static _Atomic(pm_holder) words[UINT16_MAX + 1];
+#include "core/ledger_state.h"
+#include "core/process.h"
+
+/* Not in the state: a forked child's holders are others than its parent's. */
 static _Atomic(pm_holder) last_enrolled;
 
 pm_holder pm_ledger_enroll(void)
@@ -10,19 +16,440 @@ pm_holder pm_ledger_enroll(void)
     return atomic_fetch_add_explicit(&last_enrolled, 1, memory_order_relaxed) + 1;
 }
 
-pm_status pm_ledger_claim(pm_holder me, uint16_t port, pm_holder *holder)
+/* ---- names ----- */
+
+uint64_t pm_name_key(uint64_t key, const void *text, size_t size)
 {
-    *holder = PM_NOBODY;
-    return atomic_compare_exchange_strong(&words[port], holder, me) ? PM_OK : PM_HELD;
+    const unsigned char *at = text;
+
+    /* FNV-1a, 64 bits, with the size so that ("ab", "c") is not ("a", "bc"). */
+    key = key ? key : UINT64_C(14695981039346656037);
+    for (size_t i = 0; i < size; i++) {
+        key = (key ^ at[i]) * UINT64_C(1099511628211);
+    }
+    key = (key ^ size) * UINT64_C(1099511628211);
+    return key ? key : 1;
+}
+
+uint64_t pm_ledger_tag(uint64_t key, pm_half owner)
+{
+    /* The finisher of splitmix64: every bit of either changes every bit of the tag. */
+    uint64_t tag = key ^ (owner * UINT64_C(0x9e3779b97f4a7c15));
+
+    if (key == 0) {
+        return 0;
+    }
+    tag = (tag ^ tag >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+    tag = (tag ^ tag >> 27) * UINT64_C(0x94d049bb133111eb);
+    tag ^= tag >> 31;
+    return tag ? tag : 1;
+}
+
+/* ---- within a word -------------------------------------------------------------------------- */
+
+static pm_port_past past_of(pm_ledger_state *state, uint16_t port)
+{
+    const pm_entry *entry = &state->map.entries[port];
+
+    if (state->mode != PM_SHARED) {
+        return (pm_port_past){state->locals[port].changed_at, state->locals[port].remembered};
+    }
+    return (pm_port_past){atomic_load(&entry->changed_at), atomic_load(&entry->remembered)};
+}
+
+/* A name that is too long ends in an ellipsis, behind a whole character of UTF-8. */
+static void copy_label(char label[PM_LABEL_SIZE], const char *text)
+{
+    static const char ellipsis[] = "\xe2\x80\xa6";
+    size_t length = strlen(text);
+
+    if (length >= PM_LABEL_SIZE) {
+        length = PM_LABEL_SIZE - sizeof ellipsis;
+        while (length > 0 && ((unsigned char)text[length] & 0xc0) == 0x80) {
+            length--;
+        }
+        memcpy(label, text, length);
+        memcpy(label + length, ellipsis, sizeof ellipsis);
+        return;
+    }
+    memcpy(label, text, length + 1);
+}
+
+static void write_label(pm_label *label, const char *text)
+{
+    uint64_t words[PM_LABEL_SIZE / sizeof(uint64_t)] = {0};
+
+    if (text) {
+        memcpy(words, text, strlen(text));
+    }
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
+        atomic_store_explicit(&label->text[i], words[i], memory_order_relaxed);
+    }
+}
+
+/* Is a word another process's? A half of our own is none of anybody: this process's table has no
+ * holder of the port. */
+static bool others_live(pm_ledger_state *state, uint64_t word)
+{
+    pm_half owner = pm_owner_of(word), heir = pm_heir_of(word);
+    return (owner != state->half && pm_ledger_lives(state, owner)) ||
+           (heir != state->half && pm_ledger_lives(state, heir));
+}
+
+/* Between processes, for one that nobody of this process has: is the port ours now? */
+static bool claim_shared(pm_ledger_state *state, uint16_t port, bool *inherited)
+{
+    pm_entry *entry = &state->map.entries[port];
+    uint64_t word = atomic_load(&entry->word);
+
+    do {
+        if (others_live(state, word)) {
+            return false;
+        }
+        *inherited = word != 0;
+    } while (!atomic_compare_exchange_strong(&entry->word, &word, pm_word_of(state->half, 0)));
+    return true;
+}
+
+/* What belongs to a claim: the tag last, for it says that the rest is there. */
+static void publish(pm_ledger_state *state, uint16_t port)
+{
+    const pm_local *local = &state->locals[port];
+    pm_entry *entry = &state->map.entries[port];
+
+    atomic_store(&entry->changed_at, local->changed_at);
+    write_label(&state->map.labels[port], local->has_label ? local->label : NULL);
+    if (local->remembered) {
+        atomic_store(&entry->remembered, local->remembered);
+    }
+    atomic_store(&entry->tag, pm_ledger_tag(local->key, state->half));
+}
+
+/* ---- claiming and giving back -------------------------------------------------------------- */
+
+void pm_ledger_note(pm_ledger_state *state, pm_holder me, uint16_t port, const pm_name *name,
+                    bool lent)
+{
+    pm_local *local = &state->locals[port];
+
+    local->holder = me;
+    local->key = name->key;
+    local->lent = lent;
+    local->changed_before = past_of(state, port).changed_at;
+    local->changed_at = pm_ledger_clock(CLOCK_REALTIME);
+    local->has_label = name->label != NULL;
+    if (name->label) {
+        copy_label(local->label, name->label);
+    }
+    pm_port_set_add(&state->held, port);
+}
+
+static void forget(pm_ledger_state *state, uint16_t port)
+{
+    state->locals[port].holder = PM_NOBODY;
+    pm_port_set_remove(&state->held, port);
+}
+
+pm_status pm_ledger_claim(pm_holder me, uint16_t port, const pm_name *name, pm_claim *claim)
+{
+    pm_ledger_state *state = pm_ledger_lock();
+    pm_status status = PM_HELD;
+
+    *claim = (pm_claim){PM_NOBODY, false};
+    if (!state) {
+        errno = ENOMEM;
+        return PM_EXHAUSTED;
+    }
+    claim->holder = state->locals[port].holder;
+    if (claim->holder == PM_NOBODY &&
+        (state->mode != PM_SHARED || claim_shared(state, port, &claim->inherited))) {
+        pm_ledger_note(state, me, port, name, false);
+        if (state->mode == PM_SHARED) {
+            publish(state, port);
+        }
+        status = PM_OK;
+    }
+    pm_ledger_unlock(state);
+    return status;
+}
+
+void pm_ledger_leave(pm_ledger_state *state, uint16_t port)
+{
+    pm_entry *entry = &state->map.entries[port];
+    uint64_t word = atomic_load(&entry->word), rest;
+
+    if (pm_owner_of(word) == state->half) {
+        atomic_store(&entry->tag, 0); /* first: what it says is true of the owner alone */
+    }
+    do {
+        pm_half owner = pm_owner_of(word), heir = pm_heir_of(word);
+        rest = pm_word_of(owner == state->half ? 0 : owner, heir == state->half ? 0 : heir);
+    } while (rest != word && !atomic_compare_exchange_strong(&entry->word, &word, rest));
+}
+
+/* `used`: the port was handed out, and had better rest for a while. */
+static void give_back(pm_holder me, uint16_t port, bool used)
+{
+    pm_ledger_state *state = pm_ledger_lock();
+
+    if (!state) {
+        return;
+    }
+    if (me != PM_NOBODY && state->locals[port].holder == me) {
+        pm_local *local = &state->locals[port];
+        int64_t now = used ? pm_ledger_clock(CLOCK_REALTIME) : local->changed_before;
+        if (pm_ledger_is_whole(state)) {
+            if (!local->lent) {
+                atomic_store(&state->map.entries[port].changed_at, now);
+            }
+            pm_ledger_leave(state, port);
+        }
+        local->changed_at = now;
+        forget(state, port);
+    }
+    pm_ledger_unlock(state);
+}
+
+void pm_ledger_withdraw(pm_holder me, uint16_t port)
+{
+    give_back(me, port, false);
 }
 
 void pm_ledger_release(pm_holder me, uint16_t port)
 {
-    pm_holder expected = me;
-    atomic_compare_exchange_strong(&words[port], &expected, PM_NOBODY);
+    give_back(me, port, true);
 }
 
-pm_holder pm_ledger_holder(uint16_t port)
+pm_status pm_ledger_look(uint16_t port, pm_holder *holder)
 {
-    return atomic_load(&words[port]);
+    pm_ledger_state *state = pm_ledger_lock();
+    bool held = false;
+
+    *holder = PM_NOBODY;
+    if (!state) {
+        return PM_OK; /* nobody of this process can have claimed anything */
+    }
+    *holder = state->locals[port].holder;
+    if (*holder != PM_NOBODY) {
+        held = true;
+    } else if (state->mode == PM_SHARED) {
+        uint64_t word = atomic_load(&state->map.entries[port].word);
+        held =
+            pm_ledger_lives(state, pm_owner_of(word)) || pm_ledger_lives(state, pm_heir_of(word));
+    }
+    pm_ledger_unlock(state);
+    return held ? PM_HELD : PM_OK;
+}
+
+/* ---- the past ------------------------------------------------------------------------------ */
+
+pm_port_past pm_ledger_past(uint16_t port)
+{
+    pm_ledger_state *state = pm_ledger_lock();
+    pm_port_past past = {0};
+
+    if (state) {
+        past = past_of(state, port);
+        pm_ledger_unlock(state);
+    }
+    return past;
+}
+
+void pm_ledger_remember(pm_holder me, uint16_t port, uint64_t key)
+{
+    pm_ledger_state *state = pm_ledger_lock();
+
+    if (!state) {
+        return;
+    }
+    if (state->locals[port].holder == me) {
+        state->locals[port].remembered = key;
+        if (state->mode == PM_SHARED) {
+            atomic_store(&state->map.entries[port].remembered, key);
+        }
+    }
+    pm_ledger_unlock(state);
+}
+
+bool pm_ledger_find_remembered(uint64_t key, uint16_t *port, uint16_t last)
+{
+    pm_ledger_state *state = pm_ledger_lock();
+    bool found = false;
+
+    if (!state) {
+        return false;
+    }
+    for (uint32_t at = *port; !found && at <= last; at++) {
+        if (past_of(state, (uint16_t)at).remembered == key) {
+            *port = (uint16_t)at;
+            found = true;
+        }
+    }
+    pm_ledger_unlock(state);
+    return found;
+}
+
+uint16_t pm_ledger_next_port(void)
+{
+    pm_ledger_state *state = pm_ledger_lock();
+    uint16_t port = 0;
+
+    if (!state) {
+        return port;
+    }
+    port = state->mode == PM_SHARED ? (uint16_t)atomic_load(&state->map.header->next_port)
+                                    : state->next_port;
+    pm_ledger_unlock(state);
+    return port;
+}
+
+void pm_ledger_set_next_port(uint16_t port)
+{
+    pm_ledger_state *state = pm_ledger_lock();
+
+    if (!state) {
+        return;
+    }
+    state->next_port = port;
+    if (state->mode == PM_SHARED) {
+        atomic_store(&state->map.header->next_port, port);
+    }
+    pm_ledger_unlock(state);
+}
+
+/* ---- who holds what ------------------------------------------------------------------------ */
+
+static pm_held *append(pm_held_list *list)
+{
+    if (list->count == list->capacity) {
+        size_t capacity = list->capacity ? 2 * list->capacity : 64;
+        pm_held *items = realloc(list->items, capacity * sizeof *items);
+        if (!items) {
+            return NULL;
+        }
+        list->items = items;
+        list->capacity = capacity;
+    }
+    return &list->items[list->count++];
+}
+
+static void read_label(const pm_label *label, pm_held *held)
+{
+    uint64_t words[PM_LABEL_SIZE / sizeof(uint64_t)];
+
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
+        words[i] = atomic_load_explicit(&label->text[i], memory_order_relaxed);
+    }
+    memcpy(held->label, words, PM_LABEL_SIZE);
+    held->label[PM_LABEL_SIZE - 1] = '\0';
+    held->has_label = held->label[0] != '\0';
+}
+
+/* What another process holds; false if nobody does. */
+static bool describe_shared(pm_ledger_state *state, uint16_t port, pm_held *held)
+{
+    const pm_entry *entry = &state->map.entries[port];
+    uint64_t word = atomic_load(&entry->word);
+    pm_half holder = pm_owner_of(word);
+
+    if (!pm_ledger_lives(state, holder)) {
+        holder = pm_heir_of(word);
+        if (!pm_ledger_lives(state, holder)) {
+            return false;
+        }
+    }
+    held->pid = atomic_load(&state->map.slots[holder >> 20].pid);
+    held->since_ns = atomic_load(&entry->changed_at);
+    read_label(&state->map.labels[port], held);
+    /* Given back meanwhile, and perhaps claimed by the next: what was read may be of both. */
+    return atomic_load(&entry->word) == word;
+}
+
+static bool describe(pm_ledger_state *state, uint16_t port, pm_held *held)
+{
+    const pm_local *local = &state->locals[port];
+
+    held->port = port;
+    if (local->holder == PM_NOBODY) {
+        return state->mode == PM_SHARED && describe_shared(state, port, held);
+    }
+    held->pid = pm_process_id();
+    held->since_ns = local->changed_at;
+    held->has_label = local->has_label;
+    memcpy(held->label, local->label, PM_LABEL_SIZE);
+    return true;
+}
+
+pm_status pm_ledger_list(uint16_t first, uint16_t last, pm_held_list *list)
+{
+    pm_ledger_state *state = pm_ledger_lock();
+    pm_status status = PM_OK;
+    pm_held held;
+
+    *list = (pm_held_list){0};
+    if (!state) {
+        return PM_OK;
+    }
+    for (uint32_t port = first; status == PM_OK && port <= last; port++) {
+        if (describe(state, (uint16_t)port, &held)) {
+            pm_held *item = append(list);
+            if (item) {
+                *item = held;
+            } else {
+                status = PM_EXHAUSTED;
+            }
+        }
+    }
+    pm_ledger_unlock(state);
+    return status;
+}
+
+void pm_held_list_free(pm_held_list *list)
+{
+    free(list->items);
+    *list = (pm_held_list){0};
+}
+
+/* ---- a ledger that is new to us -------------------------------------------------------------- */
+
+/* Puts our half back, into a ledger that is new to us: the owner and its heir may come in either
+ * order. */
+static bool reclaim_shared(pm_ledger_state *state, uint16_t port, bool as_heir)
+{
+    pm_entry *entry = &state->map.entries[port];
+    uint64_t word = atomic_load(&entry->word), mine;
+
+    do {
+        pm_half owner = pm_owner_of(word), heir = pm_heir_of(word);
+        if (pm_ledger_lives(state, as_heir ? heir : owner)) {
+            return false;
+        }
+        mine = as_heir ? pm_word_of(owner, state->half) : pm_word_of(state->half, heir);
+    } while (!atomic_compare_exchange_strong(&entry->word, &word, mine));
+    return true;
+}
+
+void pm_ledger_publish_all(pm_ledger_state *state)
+{
+    int refused = 0;
+
+    for (uint32_t port = 0; port <= UINT16_MAX; port++) {
+        if (!pm_port_set_has(&state->held, (uint16_t)port)) {
+            continue;
+        }
+        bool lent = state->locals[port].lent;
+        if (!reclaim_shared(state, (uint16_t)port, lent)) {
+            refused++;
+        } else if (!lent) {
+            publish(state, (uint16_t)port);
+        }
+    }
+    if (refused) {
+        pm_trouble trouble;
+        snprintf(trouble.text, sizeof trouble.text,
+                 "%s was removed or replaced, and %d ports of this process were handed out to "
+                 "others before it noticed",
+                 state->map.path, refused);
+        pm_ledger_say(state, &trouble);
+    }
 }

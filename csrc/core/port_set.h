@@ -14,6 +14,11 @@ static inline void pm_port_set_add(pm_port_set *set, uint16_t port)
     set->bits[port / 64] |= UINT64_C(1) << (port % 64);
 }
 
+static inline void pm_port_set_remove(pm_port_set *set, uint16_t port)
+{
+    set->bits[port / 64] &= ~(UINT64_C(1) << (port % 64));
+}
+
 static inline bool pm_port_set_has(const pm_port_set *set, uint16_t port)
 {
     return set->bits[port / 64] >> (port % 64) & 1;

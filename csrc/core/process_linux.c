@@ -1,6 +1,13 @@
 #include "core/process.h"
 
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -20,4 +27,67 @@ uint32_t pm_entropy(void)
         number = (uint32_t)now.tv_nsec * 2654435761u ^ pm_process_id();
     }
     return number;
+}
+
+/* Fields 4, the parent, and 22, the start in clock ticks since boot, of /proc/PID/stat. */
+static bool read_stat(uint32_t pid, pm_process *process, uint32_t *parent)
+{
+    char path[32], text[1024], *at;
+    int fd;
+    ssize_t got;
+
+    snprintf(path, sizeof path, "/proc/%u/stat", pid);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) {
+        return false;
+    }
+    do {
+        got = read(fd, text, sizeof text - 1);
+    } while (got < 0 && errno == EINTR);
+    close(fd);
+    if (got <= 0) {
+        return false;
+    }
+    text[got] = '\0';
+    /* The second field is the command's name in parentheses, which may hold anything. */
+    at = strrchr(text, ')');
+    if (!at || sscanf(at + 1, " %*c %u", parent) != 1) {
+        return false;
+    }
+    at++;
+    for (int field = 2; field < 21 && at; field++) {
+        at = strchr(at + 1, ' ');
+    }
+    if (!at) {
+        return false;
+    }
+    process->pid = pid;
+    process->started = strtoull(at + 1, NULL, 10);
+    return true;
+}
+
+pm_process pm_process_self(void)
+{
+    pm_process self = {.pid = pm_process_id()};
+    uint32_t parent;
+
+    read_stat(self.pid, &self, &parent);
+    return self;
+}
+
+size_t pm_process_ancestors(pm_process *ancestors, size_t max)
+{
+    uint32_t pid = (uint32_t)getppid();
+    size_t count = 0;
+
+    while (pid != 0 && count < max && read_stat(pid, &ancestors[count], &pid)) {
+        count++;
+    }
+    return count;
+}
+
+uint64_t pm_network_namespace(void)
+{
+    struct stat status;
+    return stat("/proc/self/ns/net", &status) == 0 ? (uint64_t)status.st_ino : 0;
 }

@@ -78,7 +78,10 @@ static pm_outcome begin(pm_coroutine *co, PyObject **out)
     } else if (found > 0) {
         /* A subclass of str could run Python code while it is compared: ours is exact. */
         pm_set(&co->vars[PM_ATTEMPT_EXACT_NAME], PyUnicode_FromObject(co->vars[PM_ATTEMPT_NAME]));
-        found = co->vars[PM_ATTEMPT_EXACT_NAME] ? pm_attempt_follow(co, out) : -1;
+        if (co->vars[PM_ATTEMPT_EXACT_NAME]) {
+            pm_set(&co->vars[PM_ATTEMPT_LABEL], pm_service_label(co->vars[PM_ATTEMPT_EXACT_NAME]));
+        }
+        found = co->vars[PM_ATTEMPT_LABEL] ? pm_attempt_follow(co, out) : -1;
         frame->retries = frame->service.max_retries;
         co->state = found ? FOLLOWING : ROUND;
         outcome = found < 0 ? PM_ERROR : PM_AWAIT;
@@ -136,39 +139,64 @@ static pm_status walk(pm_coroutine *co, pm_allocation *allocation)
     pm_status status;
 
     /* System calls that never block: the GIL stays for as long as a walk usually takes. */
-    status = pm_allocation_run(allocation, WITH_GIL);
+    status = pm_allocation_run(allocation, WITH_GIL, false);
     while (status == PM_AGAIN || status == PM_HELD) {
         if (status == PM_HELD) {
             if (pm_collect_garbage() < 0) {
                 return PM_HELD;
             }
             frame->collected = allocation->request.refuse_held = true;
-            status = pm_allocation_run(allocation, WITH_GIL);
+            status = pm_allocation_run(allocation, WITH_GIL, false);
             continue;
         }
-        Py_BEGIN_ALLOW_THREADS status = pm_allocation_run(allocation, WITHOUT_GIL);
+        Py_BEGIN_ALLOW_THREADS status = pm_allocation_run(allocation, WITHOUT_GIL, true);
         Py_END_ALLOW_THREADS
     }
     return status;
 }
 
-static pm_status run_walk(pm_coroutine *co, bool with_range, pm_allocation *allocation)
+static pm_request make_request(pm_coroutine *co, bool with_range)
 {
     pm_attempt *frame = co->frame;
     const pm_service *service = &frame->service;
-    pm_request request = {
+
+    return (pm_request){
         .holder = pm_attempt_manager(co)->holder,
+        .name = pm_attempt_name(co),
         .default_port = service->port,
         .has_range = with_range && service->may_fall_back && service->has_range,
         .first = service->first,
         .last = service->last,
         .refuse_held = frame->collected,
     };
+}
 
-    pm_allocation_begin(allocation, &request);
-    pm_status status = walk(co, allocation);
-    pm_allocation_end(allocation);
+static pm_status run_walk(pm_coroutine *co, bool with_range, pm_allocation *allocation)
+{
+    pm_request request = make_request(co, with_range);
+    pm_status status = pm_allocation_begin(allocation, &request);
+
+    if (status == PM_OK) {
+        status = walk(co, allocation);
+        pm_allocation_end(allocation);
+    }
+    pm_log_ledger(co->module_state);
     return status;
+}
+
+/* A port that an ancestor process holds for the service, about which no override is asked.
+ * PM_AWAIT: there is none. */
+static pm_outcome borrow(pm_coroutine *co, PyObject **out)
+{
+    pm_allocation allocation;
+    pm_request request = make_request(co, true);
+    pm_status status = pm_allocation_begin(&allocation, &request);
+
+    if (status == PM_OK) {
+        status = pm_allocation_run(&allocation, 0, false); /* that comes before any candidate */
+        pm_allocation_end(&allocation);
+    }
+    return status == PM_OK ? pm_attempt_grant(co, allocation.port, out) : PM_AWAIT;
 }
 
 static pm_outcome core_round(pm_coroutine *co, PyObject **out)
@@ -184,16 +212,23 @@ static pm_outcome core_round(pm_coroutine *co, PyObject **out)
 static int claim(pm_coroutine *co, uint16_t port)
 {
     pm_attempt *frame = co->frame;
-    pm_holder me = pm_attempt_manager(co)->holder, holder;
-    pm_status status = pm_ledger_claim(me, port, &holder);
+    pm_holder me = pm_attempt_manager(co)->holder;
+    pm_name name = pm_attempt_name(co);
+    pm_claim claimed;
+    pm_status status = pm_ledger_check();
 
-    if (status == PM_HELD && holder != me && !frame->collected) {
+    if (status == PM_OK) {
+        status = pm_ledger_claim(me, port, &name, &claimed);
+    }
+    if (status == PM_HELD && claimed.holder != me && claimed.holder != PM_NOBODY &&
+        !frame->collected) {
         frame->collected = true;
         if (pm_collect_garbage() < 0) {
             return -1;
         }
-        status = pm_ledger_claim(me, port, &holder);
+        status = pm_ledger_claim(me, port, &name, &claimed);
     }
+    pm_log_ledger(co->module_state);
     if (status != PM_OK) {
         return 0;
     }
@@ -348,6 +383,12 @@ static pm_outcome run_round(pm_coroutine *co, PyObject **out)
         return PM_ERROR;
     }
     frame->find_overridden = searched;
+    if (probed || searched) {
+        pm_outcome outcome = borrow(co, out);
+        if (outcome != PM_AWAIT) {
+            return outcome;
+        }
+    }
     if (frame->service.port == 0) {
         frame->asked = 0;
         return probed ? ask_any(co, out) : core_round(co, out);

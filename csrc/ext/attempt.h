@@ -17,6 +17,7 @@ enum {
     PM_ATTEMPT_EXACT_NAME, /* the same as an exact str */
     PM_ATTEMPT_REQUESTED,  /* the configured default port */
     PM_ATTEMPT_KEY,        /* (service, loop) while it is announced */
+    PM_ATTEMPT_LABEL,      /* the exact name in UTF-8: bytes */
 };
 
 /* The coroutine's frame. */
@@ -35,6 +36,12 @@ typedef struct {
 static inline pm_manager *pm_attempt_manager(pm_coroutine *co)
 {
     return (pm_manager *)co->vars[PM_ATTEMPT_MANAGER];
+}
+
+/* What the ledger knows the service by; for an attempt that has its exact name and label. */
+static inline pm_name pm_attempt_name(pm_coroutine *co)
+{
+    return pm_service_name(co->vars[PM_ATTEMPT_LABEL]);
 }
 
 /* ---- the end: each is PM_DONE with the PortAllocation in *out, or PM_ERROR ------------------ */

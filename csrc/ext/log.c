@@ -3,6 +3,8 @@
 #include <stdarg.h>
 #include <stdbool.h>
 
+#include "core/ledger.h"
+
 /* The logger, or NULL: nobody can be listening, or with an exception set. A borrowed reference,
  * the state's. */
 static PyObject *logger_for(pm_state *state, int level)
@@ -74,4 +76,13 @@ void pm_log(pm_state *state, int level, const char *format, ...)
     Py_XDECREF(line);
     Py_XDECREF(text);
     PyErr_Restore(type, value, traceback);
+}
+
+void pm_log_ledger(pm_state *state)
+{
+    pm_trouble trouble;
+
+    if (pm_ledger_notice(&trouble)) {
+        pm_log(state, PM_WARNING, "%s", trouble.text);
+    }
 }

@@ -136,6 +136,7 @@ static pm_outcome search(pm_coroutine *co, const pm_addresses *host, PyObject **
         Py_END_ALLOW_THREADS
     }
     pm_search_end(&search);
+    pm_log_ledger(co->module_state);
     if (outcome == PM_ERROR) {
         return PM_ERROR;
     }
@@ -151,8 +152,11 @@ static pm_outcome search(pm_coroutine *co, const pm_addresses *host, PyObject **
 static int is_held(pm_coroutine *co, uint16_t port)
 {
     find_frame *frame = co->frame;
-    pm_holder holder = pm_ledger_holder(port);
+    pm_holder holder;
 
+    if (pm_ledger_look(port, &holder) == PM_OK) {
+        return 0;
+    }
     if (holder != PM_NOBODY && holder != ((pm_manager *)co->vars[SELF])->holder &&
         !frame->collected) {
         frame->collected = true;
@@ -160,13 +164,17 @@ static int is_held(pm_coroutine *co, uint16_t port)
             return -1;
         }
     }
-    return pm_ledger_holder(port) != PM_NOBODY;
+    return pm_ledger_look(port, &holder) == PM_HELD;
 }
 
 /* The override's awaitable for the next port that nobody holds; PM_DONE with None behind the
  * last one. */
 static pm_outcome ask_next(pm_coroutine *co, find_frame *frame, PyObject **out)
 {
+    if (pm_ledger_check() != PM_OK) {
+        pm_raise_unknown("cannot probe", frame->next);
+        return PM_ERROR;
+    }
     for (; frame->next <= frame->end; frame->next++) {
         int held = is_held(co, (uint16_t)frame->next);
         if (held < 0) {

@@ -159,3 +159,17 @@ int pm_service_read(pm_manager *self, PyObject *name, PyObject *config, pm_servi
     Py_XDECREF(at.value);
     return result;
 }
+
+PyObject *pm_service_label(PyObject *exact_name)
+{
+    return PyUnicode_AsEncodedString(exact_name, "utf-8", "surrogatepass");
+}
+
+pm_name pm_service_name(PyObject *label)
+{
+    static const char kind[] = "service";
+    const char *text = PyBytes_AsString(label);
+    uint64_t key = pm_name_key(0, kind, sizeof kind);
+
+    return (pm_name){pm_name_key(key, text, (size_t)PyBytes_Size(label)), text};
+}

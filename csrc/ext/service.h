@@ -4,6 +4,7 @@
 
 #include <stdbool.h>
 
+#include "core/ledger.h"
 #include "ext/manager.h"
 
 typedef struct {
@@ -20,5 +21,11 @@ typedef struct {
  * which *message, a new reference, says. -1: an exception that is not an Exception. */
 int pm_service_read(pm_manager *self, PyObject *name, PyObject *config, pm_service *service,
                     PyObject **message);
+
+/* A service's name in UTF-8: bytes, whatever characters it has; a new reference. */
+PyObject *pm_service_label(PyObject *exact_name);
+
+/* What the ledger knows a service by. As alive as the label, which is pm_service_label's. */
+pm_name pm_service_name(PyObject *label);
 
 #endif

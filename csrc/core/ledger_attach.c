@@ -1,0 +1,325 @@
+/* Taking part in the ledger: the process's state, its slot, and the file under it. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "core/ledger_state.h"
+#include "core/liveness.h"
+#include "core/process.h"
+
+/* The path is asked for at most so often, and a ledger that could not be used tried again. */
+enum { PATH_NS = 1000000, RETRY_NS = 1000000000 };
+
+static pm_ledger_state *own;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static bool wiped_by_kernel;
+
+/* A descriptor to ask for locks by; of a description of its own, so that our lock does not hang
+ * on it. It may be closed behind our back, and its number be another file's. Not in `own`: a
+ * forked child has it too. */
+static int asking_fd = -1;
+
+int64_t pm_ledger_clock(clockid_t clock)
+{
+    struct timespec now = {0};
+    clock_gettime(clock, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* ---- the process's own --------------------------------------------------------------------- */
+
+/* No fork while a slot is taken: the child would have the descriptor, or the mapping, that the
+ * lock hangs on. */
+static void before_fork(void)
+{
+    pthread_mutex_lock(&own->mutex);
+}
+
+static void after_fork_in_parent(void)
+{
+    pthread_mutex_unlock(&own->mutex);
+}
+
+static void after_fork_in_child(void)
+{
+    if (!wiped_by_kernel) {
+        /* The mapping is not in the child, whoever wipes the memory. */
+        memset(own, 0, sizeof *own);
+    }
+}
+
+static void make_own(void)
+{
+    void *memory =
+        mmap(NULL, sizeof *own, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) {
+        return;
+    }
+    wiped_by_kernel = madvise(memory, sizeof *own, MADV_WIPEONFORK) == 0;
+    own = memory;
+    pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+}
+
+pm_ledger_state *pm_ledger_lock(void)
+{
+    pthread_once(&once, make_own);
+    if (own) {
+        pthread_mutex_lock(&own->mutex);
+    }
+    return own;
+}
+
+void pm_ledger_unlock(pm_ledger_state *state)
+{
+    pthread_mutex_unlock(&state->mutex);
+}
+
+void pm_ledger_say(pm_ledger_state *state, const pm_trouble *trouble)
+{
+    if (strcmp(state->said.text, trouble->text) != 0) {
+        state->said = state->say = *trouble;
+    }
+}
+
+bool pm_ledger_notice(pm_trouble *notice)
+{
+    pm_ledger_state *state = pm_ledger_lock();
+    bool any = state && state->say.text[0] != '\0';
+
+    if (any) {
+        *notice = state->say;
+        state->say.text[0] = '\0';
+    }
+    if (state) {
+        pm_ledger_unlock(state);
+    }
+    return any;
+}
+
+/* ---- who lives ----------------------------------------------------------------------------- */
+
+/* A descriptor of the mapped file; -1 if there is none to be had. */
+static int ready_asking_fd(const pm_ledger_map *map)
+{
+    if (pm_ledger_file_state(map, asking_fd) == PM_FILE_OTHER_FD) {
+        /* Not ours to close: by now the number is somebody else's. */
+        pm_ledger_file_reopen(map, &asking_fd);
+    }
+    return asking_fd;
+}
+
+static bool slot_is_locked(pm_ledger_state *state, uint32_t slot)
+{
+    for (int attempts = 0; attempts < 2; attempts++) {
+        bool locked = true;
+        if (asking_fd >= 0 && pm_liveness_ask(asking_fd, slot, &locked) == PM_OK) {
+            /* `No` of another file, by a descriptor that is not ours any more, would be fatal. */
+            if (locked || pm_ledger_file_state(&state->map, asking_fd) != PM_FILE_OTHER_FD) {
+                return locked;
+            }
+        }
+        if (ready_asking_fd(&state->map) < 0) {
+            break;
+        }
+    }
+    return true; /* not known */
+}
+
+bool pm_ledger_lives(pm_ledger_state *state, pm_half half)
+{
+    uint32_t slot = half >> 20, generation = half & PM_GENERATION_MAX;
+
+    if (slot == 0 || slot > state->map.slot_count ||
+        atomic_load(&state->map.slots[slot].generation) != generation) {
+        return false;
+    }
+    return half == state->half || slot_is_locked(state, slot);
+}
+
+/* ---- taking part --------------------------------------------------------------------------- */
+
+/* Lock first, then raise the generation: in between the previous holder seems to live, which is
+ * the safe side. PM_BUSY: the slot is not to be had. */
+static pm_status take_slot_at(pm_ledger_state *state, int fd, uint32_t number)
+{
+    pm_slot *slot = &state->map.slots[number];
+    pm_status status = pm_liveness_lock(fd, number);
+
+    if (status != PM_OK) {
+        return status;
+    }
+    uint32_t generation = atomic_load(&slot->generation);
+    if (generation >= PM_GENERATION_MAX) {
+        pm_liveness_unlock(fd, number); /* it had its last holder */
+        return PM_BUSY;
+    }
+    pm_process self = pm_process_self();
+    atomic_store(&slot->generation, generation + 1);
+    atomic_store(&slot->started, self.started);
+    atomic_store(&slot->pid, self.pid);
+    atomic_fetch_add(&state->map.header->takings, 1);
+    state->half = pm_half_of(number, generation + 1);
+    return PM_OK;
+}
+
+static pm_status take_slot(pm_ledger_state *state, int fd, pm_trouble *trouble)
+{
+    uint32_t count = state->map.slot_count;
+    uint32_t start = (uint32_t)(atomic_load(&state->map.header->takings) % count);
+    pm_status status = PM_BUSY;
+
+    for (uint32_t i = 0; status == PM_BUSY && i < count; i++) {
+        status = take_slot_at(state, fd, (start + i) % count + 1);
+    }
+    if (status == PM_BUSY) {
+        snprintf(trouble->text, sizeof trouble->text,
+                 "%s has no slot left for one more process: remove it when nothing uses it",
+                 state->map.path);
+        return PM_FAILED;
+    }
+    if (status == PM_FAILED) {
+        snprintf(trouble->text, sizeof trouble->text, "cannot lock %s: %s", state->map.path,
+                 strerror(errno));
+    }
+    return status;
+}
+
+/* The lock must hang on the mapping alone, or this system is not as we think. */
+static pm_status check_lock(pm_ledger_state *state, pm_trouble *trouble)
+{
+    bool locked = false;
+
+    if (ready_asking_fd(&state->map) < 0) {
+        return pm_status_of_errno(errno) == PM_EXHAUSTED ? PM_EXHAUSTED : PM_AGAIN;
+    }
+    if (pm_liveness_ask(asking_fd, state->half >> 20, &locked) != PM_OK || !locked) {
+        snprintf(trouble->text, sizeof trouble->text,
+                 "%s cannot be used: this system does not keep the locks of mapped files",
+                 state->map.path);
+        return PM_FAILED;
+    }
+    return PM_OK;
+}
+
+static void detach(pm_ledger_state *state)
+{
+    if (pm_ledger_file_state(&state->map, asking_fd) != PM_FILE_OTHER_FD) {
+        close(asking_fd);
+    }
+    asking_fd = -1;
+    pm_ledger_file_unmap(&state->map); /* and with it our lock */
+    state->half = 0;
+    state->kin_known = false;
+    state->mode = PM_UNDECIDED;
+}
+
+static pm_status attach_file(pm_ledger_state *state, const char *path, pm_trouble *trouble)
+{
+    pm_status status = PM_AGAIN;
+
+    /* Once more if the file is replaced while we do it. */
+    for (int attempts = 0; status == PM_AGAIN && attempts < 8; attempts++) {
+        int fd = -1;
+        status = pm_ledger_file_open(path, &state->map, &fd, trouble);
+        if (status == PM_OK) {
+            status = take_slot(state, fd, trouble);
+            close(fd); /* the mapping keeps the lock */
+        }
+        if (status == PM_OK) {
+            status = check_lock(state, trouble);
+        }
+        if (status != PM_OK) {
+            int error = errno;
+            detach(state);
+            errno = error;
+        }
+    }
+    if (status == PM_AGAIN) {
+        snprintf(trouble->text, sizeof trouble->text, "%s is replaced again and again",
+                 state->map.path);
+    }
+    return status == PM_AGAIN ? PM_FAILED : status;
+}
+
+static pm_status attach(pm_ledger_state *state)
+{
+    const char *path = getenv("PORTMANAGER_LEDGER");
+    pm_trouble trouble;
+
+    if (path && strcmp(path, "process") == 0) {
+        state->mode = PM_ALONE;
+        return PM_OK;
+    }
+    pm_status status = attach_file(state, path && *path ? path : NULL, &trouble);
+    if (status == PM_OK) {
+        state->mode = PM_SHARED;
+        state->said.text[0] = '\0';
+        pm_ledger_publish_all(state);
+    } else if (status == PM_FAILED) {
+        pm_trouble said;
+        snprintf(said.text, sizeof said.text, "Ports are reserved within this process alone: %.*s",
+                 (int)(sizeof said.text - 64), trouble.text);
+        pm_ledger_say(state, &said);
+        status = PM_OK; /* alone for now */
+    }
+    state->asked_at = pm_ledger_clock(CLOCK_MONOTONIC_COARSE);
+    return status;
+}
+
+/* Is the mapped file whole, and the one that others find? PM_BUSY: no. */
+static pm_status is_current(pm_ledger_state *state)
+{
+    pm_file_state file = pm_ledger_file_state(&state->map, asking_fd);
+    int64_t now = pm_ledger_clock(CLOCK_MONOTONIC_COARSE);
+
+    if (file == PM_FILE_OTHER_FD) {
+        pm_status status = pm_ledger_file_reopen(&state->map, &asking_fd);
+        if (status != PM_OK) {
+            return status;
+        }
+        file = pm_ledger_file_state(&state->map, asking_fd);
+    }
+    if (file == PM_FILE_CHANGED) {
+        return PM_BUSY;
+    }
+    if (now - state->asked_at >= PATH_NS) {
+        state->asked_at = now;
+        return pm_ledger_file_is_named(&state->map) ? PM_OK : PM_BUSY;
+    }
+    return PM_OK;
+}
+
+pm_status pm_ledger_check(void)
+{
+    pm_ledger_state *state = pm_ledger_lock();
+    pm_status status = PM_OK;
+
+    if (!state) {
+        errno = ENOMEM;
+        return PM_EXHAUSTED;
+    }
+    if (state->mode == PM_SHARED) {
+        status = is_current(state);
+        if (status == PM_BUSY) {
+            detach(state);
+            status = attach(state);
+        }
+    } else if (state->mode == PM_UNDECIDED &&
+               (state->asked_at == 0 ||
+                pm_ledger_clock(CLOCK_MONOTONIC_COARSE) - state->asked_at >= RETRY_NS)) {
+        status = attach(state);
+    }
+    pm_ledger_unlock(state);
+    return status;
+}
+
+bool pm_ledger_is_whole(pm_ledger_state *state)
+{
+    return state->mode == PM_SHARED && (lseek(asking_fd, 0, SEEK_END) == (off_t)state->map.size ||
+                                        (ready_asking_fd(&state->map) >= 0 &&
+                                         lseek(asking_fd, 0, SEEK_END) == (off_t)state->map.size));
+}

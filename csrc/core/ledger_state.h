@@ -1,0 +1,96 @@
+/* What ledger.c and ledger_lend.c share; nobody else's. */
+#ifndef PM_LEDGER_STATE_H
+#define PM_LEDGER_STATE_H
+
+#include <pthread.h>
+#include <time.h>
+
+#include "core/ledger.h"
+#include "core/port_set.h"
+
+/* Half of a word: a slot and a generation of it; 0: nobody. */
+typedef uint32_t pm_half;
+
+static inline pm_half pm_half_of(uint32_t slot, uint32_t generation)
+{
+    return slot << 20 | generation;
+}
+
+static inline uint64_t pm_word_of(pm_half owner, pm_half heir)
+{
+    return (uint64_t)owner << 32 | heir;
+}
+
+static inline pm_half pm_owner_of(uint64_t word)
+{
+    return (pm_half)(word >> 32);
+}
+
+static inline pm_half pm_heir_of(uint64_t word)
+{
+    return (pm_half)word;
+}
+
+/* What this process knows of a port. */
+typedef struct {
+    pm_holder holder; /* PM_NOBODY: nobody of this process */
+    uint64_t key, remembered;
+    int64_t changed_at, changed_before;
+    bool lent; /* ours is the heir's half */
+    bool has_label;
+    char label[PM_LABEL_SIZE];
+} pm_local;
+
+enum { PM_KIN_MAX = 32 };
+
+/* All of the process's own. In memory that a forked child finds zeroed, so that it starts anew:
+ * the mapping of the file is not in the child, and the slot is not the child's. */
+typedef struct {
+    pthread_mutex_t mutex; /* over all of this; zeroes are an open mutex */
+    enum { PM_UNDECIDED, PM_SHARED, PM_ALONE } mode;
+    pm_ledger_map map;
+    pm_half half;         /* ours in the words; 0: no slot */
+    int64_t asked_at;     /* when the file's path was asked for last, monotonic nanoseconds */
+    pm_port_set held;     /* the ports of `locals` that have a holder */
+    pm_trouble said, say; /* the last notice, and one that is not said yet */
+    uint16_t next_port;
+
+    /* The halves of living ancestors, known as of so many takings. */
+    uint64_t kin_takings;
+    bool kin_known;
+    uint32_t kin_count;
+    pm_half kin[PM_KIN_MAX];
+
+    pm_local locals[UINT16_MAX + 1];
+} pm_ledger_state;
+
+/* The state, locked; NULL if there is no memory for it. */
+pm_ledger_state *pm_ledger_lock(void);
+void pm_ledger_unlock(pm_ledger_state *state);
+
+/* Does the process live that a half stands for? Not known counts as yes. */
+bool pm_ledger_lives(pm_ledger_state *state, pm_half half);
+
+/* What belongs into an entry's tag: a dead owner's never equals another's. Never 0. */
+uint64_t pm_ledger_tag(uint64_t key, pm_half owner);
+
+/* Notes that `me` has the port, in this process's table. */
+void pm_ledger_note(pm_ledger_state *state, pm_holder me, uint16_t port, const pm_name *name,
+                    bool lent);
+
+/* May the mapping be touched? One cheap call, for it is asked at every release. */
+bool pm_ledger_is_whole(pm_ledger_state *state);
+
+/* Puts what this process holds into a ledger that is new to it. */
+void pm_ledger_publish_all(pm_ledger_state *state);
+
+/* Says something once, until there is something else to say. */
+void pm_ledger_say(pm_ledger_state *state, const pm_trouble *trouble);
+
+/* The time on one of clock_gettime's clocks, in nanoseconds. */
+int64_t pm_ledger_clock(clockid_t clock);
+
+/* Takes our half out of a word. */
+void pm_ledger_leave(pm_ledger_state *state, uint16_t port);
+
+#endif
