@@ -49,6 +49,14 @@ class PortStatus:
 
 
 @dataclass
+class PortReservation:
+    port: int
+    service: str | None
+    pid: int | None
+    since: datetime
+
+
+@dataclass
 class PortManagerConfig:
     port_config_path: str | None = None
     enable_auto_allocation: bool = True

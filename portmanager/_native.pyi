@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 from typing_extensions import Self, disjoint_base
 
@@ -59,6 +59,18 @@ class PortStatus:
         in_use: bool,
         pid: int | None = None,
         allocated_at: datetime | None = None,
+    ) -> None: ...
+    def __eq__(self, other: object) -> bool: ...
+    __hash__: ClassVar[None]  # type: ignore[assignment]
+
+class PortReservation:
+    __match_args__: ClassVar[tuple[str, ...]]
+    port: int
+    service: str | None
+    pid: int | None
+    since: datetime
+    def __init__(
+        self, port: int, service: str | None, pid: int | None, since: datetime
     ) -> None: ...
     def __eq__(self, other: object) -> bool: ...
     __hash__: ClassVar[None]  # type: ignore[assignment]
@@ -120,6 +132,22 @@ class PortManager:
 def get_port_manager(config: PortManagerConfig | None = None) -> PortManager: ...
 
 # For the package's own modules.
+@final
+class _Held:
+    ports: tuple[int, ...]
+    found: int
+    wanted: int
+    borrowed: bool
+    ephemeral: bool
+    def release(self) -> None: ...
+
+def _log(level: int, text: str, /) -> None: ...
+def _reserve(
+    count: int, consecutive: bool, key: bytes | None, label: str | None, first: int, last: int, /
+) -> _Held: ...
+def _reserved_ports(
+    first: int, last: int, /
+) -> list[tuple[int, str | None, int | None, float]]: ...
 def _listening_ports(ports: Iterable[int], /) -> set[int]: ...
 def _override(manager: PortManager, /) -> Any: ...
 def _resolve(host: str, /) -> bytes: ...

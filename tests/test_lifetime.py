@@ -839,6 +839,8 @@ EXITS = {
 def test_the_interpreter_exits_quietly(what: str) -> None:
     if what == "daemon threads that run" and sys.version_info < (3, 12):
         pytest.skip("a thread that comes for the GIL too late crashes this CPython itself")
+    if what == "daemon threads that await" and without_gil:
+        pytest.skip("a thread that comes too late keeps a lock of this CPython's own: a hang")
     parts = [PRELUDE, EXITS[what], "" if "sys.exit" in EXITS[what] else "print('done')"]
     assert run("\n".join(map(textwrap.dedent, parts))) == "done\n"
 

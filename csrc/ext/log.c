@@ -78,6 +78,18 @@ void pm_log(pm_state *state, int level, const char *format, ...)
     PyErr_Restore(type, value, traceback);
 }
 
+PyObject *pm_log_text(PyObject *module, PyObject *arguments)
+{
+    PyObject *text;
+    int level;
+
+    if (!PyArg_ParseTuple(arguments, "iU", &level, &text)) {
+        return NULL;
+    }
+    pm_log(pm_state_of_module(module), level, "%U", text);
+    Py_RETURN_NONE;
+}
+
 void pm_log_ledger(pm_state *state)
 {
     pm_trouble trouble;

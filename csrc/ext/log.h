@@ -12,6 +12,9 @@ enum { PM_DEBUG = 10, PM_INFO = 20, PM_WARNING = 30, PM_LOG_ERROR = 40 };
  * the exception that is set stays set. */
 void pm_log(pm_state *state, int level, const char *format, ...);
 
+/* _log(level: int, text: str) -> None */
+PyObject *pm_log_text(PyObject *module, PyObject *arguments);
+
 /* Logs what the ledger of reservations has to say for the first time. */
 void pm_log_ledger(pm_state *state);
 

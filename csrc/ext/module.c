@@ -5,9 +5,11 @@
 #include "ext/function.h"
 #include "ext/holds.h"
 #include "ext/hosts.h"
+#include "ext/log.h"
 #include "ext/looking.h"
 #include "ext/manager.h"
 #include "ext/record.h"
+#include "ext/reserving.h"
 
 static struct PyModuleDef module_def;
 
@@ -122,6 +124,7 @@ static int init_types(PyObject *module, pm_state *state)
         {&pm_coroutine_type_spec, &state->coroutine_type},
         {&pm_awaiter_type_spec,   &state->awaiter_type  },
         {&pm_hold_type_spec,      &state->hold_type     },
+        {&pm_held_type_spec,      &state->held_type     },
         {&pm_manager_type_spec,   &state->manager_type  }
     };
 
@@ -197,7 +200,8 @@ static int module_exec(PyObject *module)
         pm_functions_add(module, (PyObject *)state->manager_type, pm_manager_methods) < 0 ||
         PyModule_AddObjectRef(module, "PortManager", (PyObject *)state->manager_type) < 0 ||
         init_builtins(state) < 0 || init_default_configs(module, state) < 0 ||
-        init_functions(module, state) < 0) {
+        init_functions(module, state) < 0 ||
+        PyModule_AddObjectRef(module, "_Held", (PyObject *)state->held_type) < 0) {
         return -1;
     }
     return 0;
@@ -214,6 +218,7 @@ static int for_each_reference(pm_state *state, int (*each)(PyObject **, visitpro
                                      (PyObject **)&state->coroutine_type,
                                      (PyObject **)&state->awaiter_type,
                                      (PyObject **)&state->hold_type,
+                                     (PyObject **)&state->held_type,
                                      (PyObject **)&state->manager_type,
                                      &state->types_function,
                                      &state->types_coroutine,
@@ -311,6 +316,11 @@ static PyMethodDef module_methods[] = {
     {"_resolve", pm_resolve, METH_O, "The socket addresses of a host name, as bytes."},
     {"_listening_ports", pm_listening_ports, METH_O,
      "Those of the ports on which something listens, on any local address: a set."},
+    {"_reserve", pm_reserve, METH_VARARGS,
+     "(count, consecutive, key, label, first, last): a search for ports to hold."},
+    {"_reserved_ports", pm_reserved_ports, METH_VARARGS,
+     "(first, last): [(port, label, pid, since)] of what is held on this machine."},
+    {"_log", pm_log_text, METH_VARARGS, "(level, text): a line for the logger `portmanager`."},
     {"_override", pm_override, METH_O, "The override of a manager's is_port_available, or None."},
     {0},
 };

@@ -51,6 +51,7 @@ typedef enum {
     PM_RECORD_PORT_ALLOCATION,
     PM_RECORD_PORT_STATUS,
     PM_RECORD_PORT_MANAGER_CONFIG,
+    PM_RECORD_PORT_RESERVATION,
     PM_RECORDS
 } pm_record_kind;
 
@@ -60,6 +61,7 @@ typedef struct {
     PyTypeObject *coroutine_type;
     PyTypeObject *awaiter_type;
     PyTypeObject *hold_type;
+    PyTypeObject *held_type;
     PyTypeObject *manager_type;
     PyTypeObject *record_types[PM_RECORDS];
     PyObject *record_fields[PM_RECORDS];   /* tuples of names */

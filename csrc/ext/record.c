@@ -12,6 +12,7 @@ typedef enum {
     OPTIONAL_STR,
     OPTIONAL_INT,
     OPTIONAL_RANGE,
+    DATETIME,
     OPTIONAL_DATETIME
 } field_type;
 
@@ -50,6 +51,12 @@ typedef struct {
     X(pid, OPTIONAL_INT, NONE)                                                                     \
     X(allocated_at, OPTIONAL_DATETIME, NONE)
 
+#define PORT_RESERVATION_FIELDS(X)                                                                 \
+    X(port, INT, REQUIRED)                                                                         \
+    X(service, OPTIONAL_STR, REQUIRED)                                                             \
+    X(pid, OPTIONAL_INT, REQUIRED)                                                                 \
+    X(since, DATETIME, REQUIRED)
+
 #define PORT_MANAGER_CONFIG_FIELDS(X)                                                              \
     X(port_config_path, OPTIONAL_STR, NONE)                                                        \
     X(enable_auto_allocation, BOOL, TRUE)                                                          \
@@ -84,6 +91,13 @@ static const record_spec records[PM_RECORDS] = {
                                "in_use: does something listen on it?\n"
                                "pid: the process that does, None where that is not known.\n"
                                "allocated_at: when it was allocated, a naive local datetime.", {PORT_STATUS_FIELDS(FIELD)}        },
+    [PM_RECORD_PORT_RESERVATION] =
+        {"PortReservation",
+                                 "A port that somebody on this machine holds.\n\n"
+         "port: the port.\n"
+         "service: what it is held for; None for one without a name.\n"
+         "pid: the process that holds it, None where that is not known.\n"
+         "since: when it was reserved, a naive local datetime.",                               {PORT_RESERVATION_FIELDS(FIELD)}   },
     [PM_RECORD_PORT_MANAGER_CONFIG] =
         {"PortManagerConfig",
                                  "Configuration of a PortManager.\n\n"
@@ -146,6 +160,8 @@ static PyObject *make_annotation(field_type type)
         return optional(Py_NewRef((PyObject *)&PyLong_Type));
     case OPTIONAL_RANGE:
         return optional(make_range_type());
+    case DATETIME:
+        return PyUnicode_FromString("__import__('datetime').datetime");
     case OPTIONAL_DATETIME:
         /* get_type_hints() evaluates it. The type itself would import datetime, which not every
          * subinterpreter of CPython 3.12 survives. */
@@ -284,6 +300,8 @@ static const pm_function_spec methods[PM_RECORDS][4] = {
     [PM_RECORD_PORT_STATUS] = METHODS(PM_RECORD_PORT_STATUS, "PortStatus", PORT_STATUS_FIELDS),
     [PM_RECORD_PORT_MANAGER_CONFIG] =
         METHODS(PM_RECORD_PORT_MANAGER_CONFIG, "PortManagerConfig", PORT_MANAGER_CONFIG_FIELDS),
+    [PM_RECORD_PORT_RESERVATION] =
+        METHODS(PM_RECORD_PORT_RESERVATION, "PortReservation", PORT_RESERVATION_FIELDS),
 };
 
 /* The three things that a class knows of its fields: their names (as __match_args__ too), their
