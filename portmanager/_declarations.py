@@ -9,6 +9,7 @@ Annotations are real objects, not strings, and written as the documentation writ
 """
 
 import asyncio
+import socket
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Awaitable, Dict, List, Optional
@@ -121,6 +122,21 @@ class PortManager:
 
     async def allocate_all_ports(self) -> Dict[str, _native.PortAllocation]:
         """Allocate a port for each service whose configuration says required, in order."""
+        raise NotImplementedError
+
+    async def bind_port(
+        self, service_name: str, host: str = "127.0.0.1", backlog: int = 128
+    ) -> socket.socket:
+        """Allocate a port for a service, and listen on it at once.
+
+        The socket is bound with SO_REUSEADDR and listens on ``host`` (``''``: all addresses,
+        IPv4 and IPv6); it is the caller's to pass on and to close. The allocation is
+        allocate_port()'s, and stays when the socket is closed or could not be made.
+
+        OSError with the allocation's message where no port is to be had, and where the host
+        cannot be bound; TypeError or ValueError for what is no host or backlog. Names are
+        resolved in another thread.
+        """
         raise NotImplementedError
 
     def get_port(self, service_name: str) -> Optional[int]:

@@ -252,6 +252,7 @@ const pm_function_spec pm_manager_methods[] = {
     ASYNC("find_available_port", 2, pm_find_available_port, "start_port", "end_port", "host"),
     ASYNC("allocate_port", 2, pm_allocate_port, "service_name"),
     ASYNC("allocate_all_ports", 1, pm_allocate_all_ports, NULL),
+    ASYNC("bind_port", 2, pm_bind_port, "service_name", "host", "backlog"),
     PLAIN("get_port", 2, pm_get_port, "service_name"),
     PLAIN("get_allocated_ports", 1, pm_get_allocated_ports, NULL),
     PLAIN("release_port", 2, pm_release_port, "service_name"),

@@ -77,6 +77,7 @@ extern const pm_coroutine_kind pm_is_port_available; /* probing.c */
 extern const pm_coroutine_kind pm_find_available_port;
 extern const pm_coroutine_kind pm_allocate_port; /* allocating.c */
 extern const pm_coroutine_kind pm_allocate_all_ports;
+extern const pm_coroutine_kind pm_bind_port;       /* binding.c */
 extern const pm_coroutine_kind pm_get_port_status; /* looking.c */
 extern const pm_coroutine_kind pm_wait_for_port;
 extern const pm_coroutine_kind pm_save_configuration; /* saving.c */

@@ -1,0 +1,135 @@
+/* bind_port: allocate_port, and a socket that listens on the port at once. */
+#include <errno.h>
+#include <limits.h>
+#include <unistd.h>
+
+#include "core/listen.h"
+#include "ext/hosts.h"
+#include "ext/manager.h"
+#include "ext/raise.h"
+#include "ext/values.h"
+
+/* vars */
+enum { SELF, SERVICE, HOST, BACKLOG };
+enum { BEGIN, ALLOCATED, RESOLVED };
+
+enum { DEFAULT_BACKLOG = 128 };
+
+typedef struct {
+    int backlog;
+    long port;
+} bind_frame;
+
+/* Whatever can be said against the arguments is said before a port is allocated. */
+static bool read_arguments(pm_coroutine *co)
+{
+    bind_frame *frame = co->frame;
+    long backlog = DEFAULT_BACKLOG;
+
+    if (co->vars[BACKLOG] && !pm_count_from(co->vars[BACKLOG], "backlog", &backlog)) {
+        return false;
+    }
+    frame->backlog = backlog < 0 ? 0 : backlog > INT_MAX ? INT_MAX : (int)backlog;
+    return !co->vars[HOST] || pm_host_text(co->vars[HOST]);
+}
+
+/* OSError with the allocation's own message. */
+static pm_outcome refuse(pm_coroutine *co, PyObject *allocation)
+{
+    pm_state *state = co->module_state;
+    PyObject *status = PyObject_GetAttr(allocation, state->names.status);
+    PyObject *message = status ? PyObject_GetAttrString(allocation, "message") : NULL;
+    PyObject *arguments = NULL;
+
+    if (message) {
+        int busy = PyObject_RichCompareBool(status, state->statuses.in_use, Py_EQ);
+        arguments = busy < 0 ? NULL : Py_BuildValue("(iO)", busy ? EADDRINUSE : EINVAL, message);
+    }
+    if (arguments) {
+        PyErr_SetObject(PyExc_OSError, arguments);
+    }
+    Py_XDECREF(arguments);
+    Py_XDECREF(message);
+    Py_XDECREF(status);
+    return PM_ERROR;
+}
+
+/* socket.socket(fileno=fd), which takes the descriptor over. */
+static PyObject *make_socket(int fd)
+{
+    PyObject *module = PyImport_ImportModule("socket");
+    PyObject *type = module ? PyObject_GetAttrString(module, "socket") : NULL;
+    PyObject *none = PyTuple_New(0), *keywords = Py_BuildValue("{si}", "fileno", fd);
+    PyObject *made = type && none && keywords ? PyObject_Call(type, none, keywords) : NULL;
+
+    if (!made) {
+        close(fd);
+    }
+    Py_XDECREF(keywords);
+    Py_XDECREF(none);
+    Py_XDECREF(type);
+    Py_XDECREF(module);
+    return made;
+}
+
+static pm_outcome listen_on(pm_coroutine *co, const pm_addresses *addresses, PyObject **out)
+{
+    const bind_frame *frame = co->frame;
+    int fd;
+
+    if (pm_listen(addresses, (uint16_t)frame->port, frame->backlog, &fd) != PM_OK) {
+        pm_raise_unknown("cannot listen on", frame->port);
+        return PM_ERROR;
+    }
+    *out = make_socket(fd);
+    return *out ? PM_DONE : PM_ERROR;
+}
+
+static pm_outcome nowhere(pm_coroutine *co)
+{
+    PyErr_Format(PyExc_OSError, "cannot listen on %R: the name has no address", co->vars[HOST]);
+    return PM_ERROR;
+}
+
+static pm_outcome allocate(pm_coroutine *co, PyObject **out)
+{
+    PyObject *method = PyObject_GetAttr(co->vars[SELF], co->module_state->names.allocate_port);
+
+    *out = method ? PyObject_CallFunctionObjArgs(method, co->vars[SERVICE], NULL) : NULL;
+    Py_XDECREF(method);
+    co->state = ALLOCATED;
+    return *out ? PM_AWAIT : PM_ERROR;
+}
+
+static pm_outcome bind_port_step(pm_coroutine *co, PyObject *received, PyObject **out)
+{
+    bind_frame *frame = co->frame;
+    pm_addresses addresses;
+    pm_host host = PM_HOST_ERROR;
+
+    if (co->state == BEGIN) {
+        return read_arguments(co) ? allocate(co, out) : PM_ERROR;
+    }
+    if (received && co->state == RESOLVED) {
+        host = pm_host_resolved(received, &addresses);
+    } else if (received) {
+        int allocated = pm_allocated_port(co->module_state, received, &frame->port);
+        if (allocated != 1) {
+            return allocated < 0 ? PM_ERROR : refuse(co, received);
+        }
+        host = pm_host_addresses(co->module_state, co->vars[HOST], &addresses, out);
+    }
+    switch (host) {
+    case PM_HOST_KNOWN:
+        return listen_on(co, &addresses, out);
+    case PM_HOST_WAIT:
+        co->state = RESOLVED;
+        return PM_AWAIT;
+    case PM_HOST_NOWHERE:
+        return nowhere(co);
+    default:
+        return PM_ERROR;
+    }
+}
+
+const pm_coroutine_kind pm_bind_port = {.step = bind_port_step, .frame_size = sizeof(bind_frame)};
