@@ -15,6 +15,7 @@ HERE = Path(__file__).resolve().parent
 PROGRAMS = (
     "bench_probe.py",
     "bench_allocate.py",
+    "bench_ledger.py",
     "bench_find.py",
     "bench_busy_thread.py",
     "bench_import.py",

@@ -1,5 +1,6 @@
 #include "core/candidates.h"
 
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <time.h>
@@ -152,7 +153,7 @@ void pm_candidates_begin(pm_candidates *candidates, const pm_wish *wish)
     candidates->now = (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
     candidates->wish = *wish;
     candidates->lap = candidates->walked = 0;
-    candidates->ephemeral = false;
+    candidates->ephemeral = candidates->rested_too = false;
     candidates->by_age = NULL;
     candidates->first = wish->last ? wish->first : WELL_KNOWN_END;
     candidates->last = wish->last ? wish->last : UINT16_MAX;
@@ -210,28 +211,88 @@ static uint16_t port_at(const pm_candidates *candidates, uint32_t position)
     return (uint16_t)(candidates->first + offset % count_of(candidates));
 }
 
-/* The next port of the lap; false behind the last one. */
-static bool next_of_lap(pm_candidates *candidates, uint16_t *port)
+/* Found by their name, not one by one: they are few. */
+static bool next_own(pm_candidates *candidates, uint16_t *port)
 {
-    uint32_t count = count_of(candidates), first = candidates->first;
+    uint32_t at = candidates->first + candidates->walked;
 
-    while (candidates->walked < count) {
-        if (candidates->wish.name && candidates->lap == LAP_OWN) {
-            /* Found by their name, not one by one: they are few. */
-            *port = (uint16_t)(first + candidates->walked);
-            if (!pm_ledger_find_remembered(candidates->wish.name, port,
-                                           (uint16_t)(first + count - 1))) {
-                break;
-            }
-            candidates->walked = *port - first + 1;
-        } else {
-            *port = port_at(candidates, candidates->walked++);
+    *port = (uint16_t)at;
+    if (at > candidates->last ||
+        !pm_ledger_find_remembered(candidates->wish.name, port, (uint16_t)candidates->last)) {
+        return false;
+    }
+    candidates->walked = *port - candidates->first + 1;
+    return true;
+}
+
+/* Where a walk came by all ports that rested, and none was to be had, the next one need not look
+ * for them before the first of the others has rested: it takes whatever comes, those included. */
+static _Atomic(int64_t) none_rests_before;
+
+/* Without a look at each: they may be few among many. */
+static bool next_rested(pm_candidates *candidates, uint16_t *port)
+{
+    uint32_t count = count_of(candidates);
+
+    if (candidates->walked == 0) {
+        candidates->oldest = INT64_MAX;
+        candidates->rested_too =
+            !has_range(candidates) && candidates->now < atomic_load(&none_rests_before);
+        if (candidates->rested_too) {
+            return false;
         }
-        if (lap_of(candidates, *port) == candidates->lap) {
+    }
+    while (candidates->walked < count) {
+        uint32_t at = port_at(candidates, candidates->walked), end = candidates->last;
+        if (!has_range(candidates) && is_ephemeral(&candidates->policy, (uint16_t)at)) {
+            /* Up to where the order goes on from the first port. */
+            end = candidates->policy.ephemeral_last;
+            candidates->walked += end - at + 1;
+            continue;
+        }
+        if (!has_range(candidates) && at < candidates->policy.ephemeral_first &&
+            end >= candidates->policy.ephemeral_first) {
+            end = candidates->policy.ephemeral_first - 1u;
+        }
+        *port = (uint16_t)at;
+        bool found = pm_ledger_find_rested(candidates->now - REST_NS, candidates->now, port,
+                                           (uint16_t)end, &candidates->oldest);
+        candidates->walked += (found ? *port : end) - at + 1;
+        if (found && candidates->walked <= count) {
             return true;
         }
     }
+    if (!has_range(candidates) && candidates->oldest != INT64_MAX) {
+        atomic_store(&none_rests_before, candidates->oldest + REST_NS);
+    }
     return false;
+}
+
+/* The next port of the lap; false behind the last one. */
+static bool next_of_lap(pm_candidates *candidates, uint16_t *port)
+{
+    bool named = candidates->wish.name != 0;
+
+    for (;;) {
+        if (named && candidates->lap == LAP_OWN) {
+            if (!next_own(candidates, port)) {
+                return false;
+            }
+        } else if (!named && candidates->lap == LAP_RESTED) {
+            if (!next_rested(candidates, port)) {
+                return false;
+            }
+        } else if (candidates->walked < count_of(candidates)) {
+            *port = port_at(candidates, candidates->walked++);
+        } else {
+            return false;
+        }
+        uint32_t lap = lap_of(candidates, *port);
+        if (lap == candidates->lap ||
+            (candidates->rested_too && candidates->lap == LAP_LATELY && lap == LAP_RESTED)) {
+            return true;
+        }
+    }
 }
 
 bool pm_candidates_next(pm_candidates *candidates, uint16_t *port)

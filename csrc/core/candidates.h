@@ -47,6 +47,8 @@ typedef struct {
     uint32_t lap;
     uint32_t walked;      /* how many ports of the lap are done */
     uint32_t start, step; /* the order: start, start + step, ... */
+    int64_t oldest;       /* when the first port that did not rest was changed */
+    bool rested_too;      /* the second lap is the first one's, too */
     bool ephemeral;       /* the last one is of the ephemeral range, and was not asked for */
     uint16_t *by_age;     /* a range's ports that were given back lately, NULL if not known */
 } pm_candidates;

@@ -47,6 +47,16 @@ uint64_t pm_ledger_tag(uint64_t key, pm_half owner)
 
 /* ---- within a word -------------------------------------------------------------------------- */
 
+/* The clock of a few milliseconds is quick to read. */
+int64_t pm_ledger_moment(pm_ledger_state *state)
+{
+    int64_t now = pm_ledger_clock(CLOCK_REALTIME_COARSE);
+
+    bool set_back = state->last_moment - now > 1000000000;
+    state->last_moment = now > state->last_moment || set_back ? now : state->last_moment + 1;
+    return state->last_moment;
+}
+
 static pm_port_past past_of(pm_ledger_state *state, uint16_t port)
 {
     const pm_entry *entry = &state->map.entries[port];
@@ -75,7 +85,7 @@ static void copy_label(char label[PM_LABEL_SIZE], const char *text)
     memcpy(label, text, length + 1);
 }
 
-static void write_label(pm_label *label, const char *text)
+static void write_label(pm_entry *entry, const char *text)
 {
     uint64_t words[PM_LABEL_SIZE / sizeof(uint64_t)] = {0};
 
@@ -83,7 +93,7 @@ static void write_label(pm_label *label, const char *text)
         memcpy(words, text, strlen(text));
     }
     for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
-        atomic_store_explicit(&label->text[i], words[i], memory_order_relaxed);
+        atomic_store_explicit(&entry->label[i], words[i], memory_order_relaxed);
     }
 }
 
@@ -117,12 +127,13 @@ static void publish(pm_ledger_state *state, uint16_t port)
     const pm_local *local = &state->locals[port];
     pm_entry *entry = &state->map.entries[port];
 
-    atomic_store(&entry->changed_at, local->changed_at);
-    write_label(&state->map.labels[port], local->has_label ? local->label : NULL);
+    atomic_store_explicit(&entry->changed_at, local->changed_at, memory_order_relaxed);
+    write_label(entry, local->has_label ? local->label : NULL);
     if (local->remembered) {
-        atomic_store(&entry->remembered, local->remembered);
+        atomic_store_explicit(&entry->remembered, local->remembered, memory_order_relaxed);
     }
-    atomic_store(&entry->tag, pm_ledger_tag(local->key, state->half));
+    atomic_store_explicit(&entry->tag, pm_ledger_tag(local->key, state->half),
+                          memory_order_release);
 }
 
 /* ---- claiming and giving back -------------------------------------------------------------- */
@@ -136,7 +147,7 @@ void pm_ledger_note(pm_ledger_state *state, pm_holder me, uint16_t port, const p
     local->key = name->key;
     local->lent = lent;
     local->changed_before = past_of(state, port).changed_at;
-    local->changed_at = pm_ledger_clock(CLOCK_REALTIME);
+    local->changed_at = pm_ledger_moment(state);
     local->has_label = name->label != NULL;
     if (name->label) {
         copy_label(local->label, name->label);
@@ -179,7 +190,8 @@ void pm_ledger_leave(pm_ledger_state *state, uint16_t port)
     uint64_t word = atomic_load(&entry->word), rest;
 
     if (pm_owner_of(word) == state->half) {
-        atomic_store(&entry->tag, 0); /* first: what it says is true of the owner alone */
+        /* First: what it says is true of the owner alone. The swap below is a release, too. */
+        atomic_store_explicit(&entry->tag, 0, memory_order_release);
     }
     do {
         pm_half owner = pm_owner_of(word), heir = pm_heir_of(word);
@@ -197,10 +209,11 @@ static void give_back(pm_holder me, uint16_t port, bool used)
     }
     if (me != PM_NOBODY && state->locals[port].holder == me) {
         pm_local *local = &state->locals[port];
-        int64_t now = used ? pm_ledger_clock(CLOCK_REALTIME) : local->changed_before;
+        int64_t now = used ? pm_ledger_moment(state) : local->changed_before;
         if (pm_ledger_is_whole(state)) {
             if (!local->lent) {
-                atomic_store(&state->map.entries[port].changed_at, now);
+                atomic_store_explicit(&state->map.entries[port].changed_at, now,
+                                      memory_order_relaxed);
             }
             pm_ledger_leave(state, port);
         }
@@ -289,6 +302,31 @@ bool pm_ledger_find_remembered(uint64_t key, uint16_t *port, uint16_t last)
     return found;
 }
 
+bool pm_ledger_find_rested(int64_t since, int64_t now, uint16_t *port, uint16_t last,
+                           int64_t *oldest)
+{
+    pm_ledger_state *state = pm_ledger_lock();
+    bool found = false;
+
+    if (!state) {
+        return true; /* nothing is known against any port */
+    }
+    for (uint32_t at = *port; !found && at <= last; at++) {
+        pm_port_past past = past_of(state, (uint16_t)at);
+        if (past.remembered) {
+            continue;
+        }
+        if (past.changed_at <= since || past.changed_at > now) {
+            *port = (uint16_t)at;
+            found = true;
+        } else if (past.changed_at < *oldest) {
+            *oldest = past.changed_at;
+        }
+    }
+    pm_ledger_unlock(state);
+    return found;
+}
+
 uint16_t pm_ledger_next_port(void)
 {
     pm_ledger_state *state = pm_ledger_lock();
@@ -333,12 +371,12 @@ static pm_held *append(pm_held_list *list)
     return &list->items[list->count++];
 }
 
-static void read_label(const pm_label *label, pm_held *held)
+static void read_label(const pm_entry *entry, pm_held *held)
 {
     uint64_t words[PM_LABEL_SIZE / sizeof(uint64_t)];
 
     for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
-        words[i] = atomic_load_explicit(&label->text[i], memory_order_relaxed);
+        words[i] = atomic_load_explicit(&entry->label[i], memory_order_relaxed);
     }
     memcpy(held->label, words, PM_LABEL_SIZE);
     held->label[PM_LABEL_SIZE - 1] = '\0';
@@ -360,7 +398,7 @@ static bool describe_shared(pm_ledger_state *state, uint16_t port, pm_held *held
     }
     held->pid = atomic_load(&state->map.slots[holder >> 20].pid);
     held->since_ns = atomic_load(&entry->changed_at);
-    read_label(&state->map.labels[port], held);
+    read_label(entry, held);
     /* Given back meanwhile, and perhaps claimed by the next: what was read may be of both. */
     return atomic_load(&entry->word) == word;
 }

@@ -103,6 +103,12 @@ void pm_ledger_remember(pm_holder me, uint16_t port, uint64_t key);
 /* The first port of *port..last that is kept for a name, in `*port`; false if there is none. */
 bool pm_ledger_find_remembered(uint64_t key, uint16_t *port, uint16_t last);
 
+/* The first port of *port..last that rested, in `*port`: changed before `since` or, by a clock that
+ * was set back, after `now`, and kept for no name. `*oldest` becomes the earliest change of
+ * those passed over, if that is earlier. False if there is none. */
+bool pm_ledger_find_rested(int64_t since, int64_t now, uint16_t *port, uint16_t last,
+                           int64_t *oldest);
+
 /* Where the next walk over all ports begins: behind the port that was handed out last. 0: no
  * port was yet. */
 uint16_t pm_ledger_next_port(void);

@@ -11,8 +11,9 @@
 #include "core/liveness.h"
 #include "core/process.h"
 
-/* The path is asked for at most so often, and a ledger that could not be used tried again. */
-enum { PATH_NS = 1000000, RETRY_NS = 1000000000 };
+/* How old an answer may be: to whether the file is ours, to whether its path is, and to whether
+ * a ledger that could not be used still cannot. */
+enum { VERIFIED_NS = 20000, PATH_NS = 1000000, RETRY_NS = 1000000000 };
 
 static pm_ledger_state *own;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -105,7 +106,7 @@ bool pm_ledger_notice(pm_trouble *notice)
 /* A descriptor of the mapped file; -1 if there is none to be had. */
 static int ready_asking_fd(const pm_ledger_map *map)
 {
-    if (pm_ledger_file_state(map, asking_fd) == PM_FILE_OTHER_FD) {
+    if (pm_ledger_file_state(map, asking_fd, NULL) == PM_FILE_OTHER_FD) {
         /* Not ours to close: by now the number is somebody else's. */
         pm_ledger_file_reopen(map, &asking_fd);
     }
@@ -118,7 +119,7 @@ static bool slot_is_locked(pm_ledger_state *state, uint32_t slot)
         bool locked = true;
         if (asking_fd >= 0 && pm_liveness_ask(asking_fd, slot, &locked) == PM_OK) {
             /* `No` of another file, by a descriptor that is not ours any more, would be fatal. */
-            if (locked || pm_ledger_file_state(&state->map, asking_fd) != PM_FILE_OTHER_FD) {
+            if (locked || pm_ledger_file_state(&state->map, asking_fd, NULL) != PM_FILE_OTHER_FD) {
                 return locked;
             }
         }
@@ -207,7 +208,7 @@ static pm_status check_lock(pm_ledger_state *state, pm_trouble *trouble)
 
 static void detach(pm_ledger_state *state)
 {
-    if (pm_ledger_file_state(&state->map, asking_fd) != PM_FILE_OTHER_FD) {
+    if (pm_ledger_file_state(&state->map, asking_fd, NULL) != PM_FILE_OTHER_FD) {
         close(asking_fd);
     }
     asking_fd = -1;
@@ -266,31 +267,51 @@ static pm_status attach(pm_ledger_state *state)
         pm_ledger_say(state, &said);
         status = PM_OK; /* alone for now */
     }
-    state->asked_at = pm_ledger_clock(CLOCK_MONOTONIC_COARSE);
+    state->named_at = pm_ledger_clock(CLOCK_MONOTONIC);
     return status;
 }
 
-/* Is the mapped file whole, and the one that others find? PM_BUSY: no. */
-static pm_status is_current(pm_ledger_state *state)
+/* Asks for everything that can be known: the descriptor, the file's links, its name. PM_BUSY: the
+ * file is not whole any more, or not the one that others find. */
+static pm_status verify(pm_ledger_state *state, int64_t now)
 {
-    pm_file_state file = pm_ledger_file_state(&state->map, asking_fd);
-    int64_t now = pm_ledger_clock(CLOCK_MONOTONIC_COARSE);
+    int64_t changed_at;
+    pm_file_state file = pm_ledger_file_state(&state->map, asking_fd, &changed_at);
 
     if (file == PM_FILE_OTHER_FD) {
         pm_status status = pm_ledger_file_reopen(&state->map, &asking_fd);
         if (status != PM_OK) {
             return status;
         }
-        file = pm_ledger_file_state(&state->map, asking_fd);
+        file = pm_ledger_file_state(&state->map, asking_fd, &changed_at);
     }
-    if (file == PM_FILE_CHANGED) {
+    if (file != PM_FILE_SOUND) {
         return PM_BUSY;
     }
-    if (now - state->asked_at >= PATH_NS) {
-        state->asked_at = now;
-        return pm_ledger_file_is_named(&state->map) ? PM_OK : PM_BUSY;
+    /* Renaming changes a file's status, that of its folder does not. */
+    if (changed_at != state->changed_at || now - state->named_at >= PATH_NS) {
+        if (!pm_ledger_file_is_named(&state->map)) {
+            return PM_BUSY;
+        }
+        state->named_at = now;
+        state->changed_at = changed_at;
     }
+    state->verified_at = now;
     return PM_OK;
+}
+
+static bool has_size(const pm_ledger_state *state)
+{
+    return lseek(asking_fd, 0, SEEK_END) == (off_t)state->map.size;
+}
+
+/* The size is asked each time, for it is what keeps us from a signal; the rest unless it was a
+ * moment ago, for it takes three times as long. */
+static pm_status is_current(pm_ledger_state *state)
+{
+    int64_t now = pm_ledger_clock(CLOCK_MONOTONIC);
+    bool lately = now - state->verified_at < VERIFIED_NS;
+    return lately && has_size(state) ? PM_OK : verify(state, now);
 }
 
 pm_status pm_ledger_check(void)
@@ -309,8 +330,8 @@ pm_status pm_ledger_check(void)
             status = attach(state);
         }
     } else if (state->mode == PM_UNDECIDED &&
-               (state->asked_at == 0 ||
-                pm_ledger_clock(CLOCK_MONOTONIC_COARSE) - state->asked_at >= RETRY_NS)) {
+               (state->named_at == 0 ||
+                pm_ledger_clock(CLOCK_MONOTONIC) - state->named_at >= RETRY_NS)) {
         status = attach(state);
     }
     pm_ledger_unlock(state);
@@ -319,7 +340,6 @@ pm_status pm_ledger_check(void)
 
 bool pm_ledger_is_whole(pm_ledger_state *state)
 {
-    return state->mode == PM_SHARED && (lseek(asking_fd, 0, SEEK_END) == (off_t)state->map.size ||
-                                        (ready_asking_fd(&state->map) >= 0 &&
-                                         lseek(asking_fd, 0, SEEK_END) == (off_t)state->map.size));
+    return state->mode == PM_SHARED &&
+           (has_size(state) || (ready_asking_fd(&state->map) >= 0 && has_size(state)));
 }

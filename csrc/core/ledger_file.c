@@ -17,7 +17,7 @@ enum { VERSION = 1, PORTS = UINT16_MAX + 1, PAGE = 4096 };
 static const char MAGIC[16] = "portmanager\r\n\n";
 
 _Static_assert(sizeof(pm_ledger_header) <= PAGE, "the header has a page");
-_Static_assert(sizeof(pm_slot) == 16 && sizeof(pm_entry) == 32, "the layout has no gaps");
+_Static_assert(sizeof(pm_slot) == 16 && sizeof(pm_entry) == 96, "the layout has no gaps");
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "words are changed without a lock");
 
 /* ---- troubles ------------------------------------------------------------------------------ */
@@ -61,16 +61,13 @@ static size_t slots_size(uint32_t slots)
 
 static size_t ledger_size(uint32_t slots)
 {
-    return PAGE + slots_size(slots) + PORTS * (sizeof(pm_entry) + sizeof(pm_label));
+    return PAGE + slots_size(slots) + PORTS * sizeof(pm_entry);
 }
 
 static pm_ledger_header make_header(uint32_t slots)
 {
-    pm_ledger_header header = {.version = VERSION,
-                               .slots = slots,
-                               .ports = PORTS,
-                               .entry_size = sizeof(pm_entry),
-                               .label_size = sizeof(pm_label)};
+    pm_ledger_header header = {
+        .version = VERSION, .slots = slots, .ports = PORTS, .entry_size = sizeof(pm_entry)};
     memcpy(header.magic, MAGIC, sizeof MAGIC);
     return header;
 }
@@ -337,7 +334,6 @@ static pm_status map_file(int fd, pm_ledger_map *map, pm_trouble *trouble)
     map->header = (pm_ledger_header *)base;
     map->slots = (pm_slot *)(base + PAGE);
     map->entries = (pm_entry *)(base + PAGE + slots_size(map->slot_count));
-    map->labels = (pm_label *)(map->entries + PORTS);
     return PM_OK;
 }
 
@@ -407,12 +403,15 @@ pm_status pm_ledger_file_reopen(const pm_ledger_map *map, int *fd)
     return PM_OK;
 }
 
-pm_file_state pm_ledger_file_state(const pm_ledger_map *map, int fd)
+pm_file_state pm_ledger_file_state(const pm_ledger_map *map, int fd, int64_t *changed_at)
 {
     struct stat status;
 
     if (fd < 0 || fstat(fd, &status) < 0 || !is_the_file(map, &status)) {
         return PM_FILE_OTHER_FD;
+    }
+    if (changed_at) {
+        *changed_at = (int64_t)status.st_ctim.tv_sec * 1000000000 + status.st_ctim.tv_nsec;
     }
     return status.st_nlink > 0 && (size_t)status.st_size == map->size ? PM_FILE_SOUND
                                                                       : PM_FILE_CHANGED;

@@ -37,16 +37,13 @@ typedef struct {
     _Atomic(uint64_t) tag;        /* the owner's half and its service's name, hashed */
     _Atomic(int64_t) changed_at;  /* claimed, or given back: nanoseconds since the epoch */
     _Atomic(uint64_t) remembered; /* the key of the name that had it last; 0: none */
+    /* The service's name for people, cut where it is longer. */
+    _Atomic(uint64_t) label[PM_LABEL_SIZE / sizeof(uint64_t)];
 } pm_entry;
-
-/* A service's name, for people: cut where it is longer. */
-typedef struct {
-    _Atomic(uint64_t) text[PM_LABEL_SIZE / sizeof(uint64_t)];
-} pm_label;
 
 typedef struct {
     char magic[16];
-    uint32_t version, slots, ports, entry_size, label_size;
+    uint32_t version, slots, ports, entry_size;
     _Atomic(uint32_t) next_port; /* where the next walk over all ports begins */
     _Atomic(uint64_t) takings;   /* how many slots were ever taken */
 } pm_ledger_header;
@@ -56,7 +53,6 @@ typedef struct {
     pm_ledger_header *header; /* the mapping; NULL: none */
     pm_slot *slots;           /* 1..slot_count */
     pm_entry *entries;        /* by port */
-    pm_label *labels;         /* by port */
     uint32_t slot_count;
     size_t size; /* bytes */
     uint64_t device, inode;
@@ -79,9 +75,10 @@ void pm_ledger_file_unmap(pm_ledger_map *map);
 /* Another description of the file that is mapped: PM_BUSY if its path has another file now. */
 pm_status pm_ledger_file_reopen(const pm_ledger_map *map, int *fd);
 
-/* Is the mapped file whole, and has it a name? `fd` is a descriptor of it, or was once. */
+/* Is the mapped file whole, and has it a name? `fd` is a descriptor of it, or was once. The time
+ * of the file's last status change goes to *changed_at, which may be NULL. */
 typedef enum { PM_FILE_SOUND, PM_FILE_CHANGED, PM_FILE_OTHER_FD } pm_file_state;
-pm_file_state pm_ledger_file_state(const pm_ledger_map *map, int fd);
+pm_file_state pm_ledger_file_state(const pm_ledger_map *map, int fd, int64_t *changed_at);
 
 /* Has the path still the file that is mapped? */
 bool pm_ledger_file_is_named(const pm_ledger_map *map);

@@ -50,7 +50,10 @@ typedef struct {
     enum { PM_UNDECIDED, PM_SHARED, PM_ALONE } mode;
     pm_ledger_map map;
     pm_half half;         /* ours in the words; 0: no slot */
-    int64_t asked_at;     /* when the file's path was asked for last, monotonic nanoseconds */
+    int64_t verified_at;  /* when the file was found to be ours and whole, monotonic nanoseconds */
+    int64_t named_at;     /* when its path was asked for, or taking it up was tried */
+    int64_t changed_at;   /* its status change then */
+    int64_t last_moment;  /* of pm_ledger_moment */
     pm_port_set held;     /* the ports of `locals` that have a holder */
     pm_trouble said, say; /* the last notice, and one that is not said yet */
     uint16_t next_port;
@@ -89,6 +92,9 @@ void pm_ledger_say(pm_ledger_state *state, const pm_trouble *trouble);
 
 /* The time on one of clock_gettime's clocks, in nanoseconds. */
 int64_t pm_ledger_clock(clockid_t clock);
+
+/* Now, in nanoseconds since the epoch; later than any moment before it in this process. */
+int64_t pm_ledger_moment(pm_ledger_state *state);
 
 /* Takes our half out of a word. */
 void pm_ledger_leave(pm_ledger_state *state, uint16_t port);

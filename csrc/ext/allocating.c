@@ -214,7 +214,7 @@ static int claim(pm_coroutine *co, uint16_t port)
     pm_attempt *frame = co->frame;
     pm_holder me = pm_attempt_manager(co)->holder;
     pm_name name = pm_attempt_name(co);
-    pm_claim claimed;
+    pm_claim claimed = {PM_NOBODY, false};
     pm_status status = pm_ledger_check();
 
     if (status == PM_OK) {
