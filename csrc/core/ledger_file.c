@@ -420,5 +420,10 @@ pm_file_state pm_ledger_file_state(const pm_ledger_map *map, int fd, int64_t *ch
 bool pm_ledger_file_is_named(const pm_ledger_map *map)
 {
     struct stat status;
-    return lstat(map->path, &status) == 0 && is_the_file(map, &status);
+
+    if (lstat(map->path, &status) == 0) {
+        return is_the_file(map, &status);
+    }
+    /* A process that gave up its rights may not ask any more; its holds are no worse for it. */
+    return errno != ENOENT && errno != ENOTDIR;
 }
