@@ -32,9 +32,8 @@ held.release()
 @functools.cache
 def core() -> ctypes.PyDLL:
     """Compile the core and ledger.c, and load them; calls keep the GIL."""
-    sources = [
-        file for file in CORE.glob("*.c") if not file.stem.endswith(("_macos", "_windows", "_posix"))
-    ]
+    elsewhere = ("_macos", "_windows", "_posix")
+    sources = [file for file in CORE.glob("*.c") if not file.stem.endswith(elsewhere)]
     with tempfile.TemporaryDirectory() as folder:
         library = f"{folder}/ledger.so"
         options = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-shared", "-fPIC", "-pthread"]

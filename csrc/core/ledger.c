@@ -78,11 +78,10 @@ static void copy_label(char label[PM_LABEL_SIZE], const char *text)
         while (length > 0 && ((unsigned char)text[length] & 0xc0) == 0x80) {
             length--;
         }
-        memcpy(label, text, length);
-        memcpy(label + length, ellipsis, sizeof ellipsis);
-        return;
+        snprintf(label, PM_LABEL_SIZE, "%.*s%s", (int)length, text, ellipsis);
+    } else {
+        memcpy(label, text, length + 1);
     }
-    memcpy(label, text, length + 1);
 }
 
 static void write_label(pm_entry *entry, const char *text)
