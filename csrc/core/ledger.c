@@ -16,7 +16,7 @@ pm_holder pm_ledger_enroll(void)
     return atomic_fetch_add_explicit(&last_enrolled, 1, memory_order_relaxed) + 1;
 }
 
-/* ---- names ----- */
+/* ---- names --------------------------------------------------------------------------------- */
 
 uint64_t pm_name_key(uint64_t key, const void *text, size_t size)
 {
@@ -98,11 +98,14 @@ static void write_label(pm_entry *entry, const char *text)
 
 /* Is a word another process's? A half of our own is none of anybody: this process's table has no
  * holder of the port. */
+static bool is_living_other(pm_ledger_state *state, pm_half half)
+{
+    return half != state->half && pm_ledger_lives(state, half);
+}
+
 static bool others_live(pm_ledger_state *state, uint64_t word)
 {
-    pm_half owner = pm_owner_of(word), heir = pm_heir_of(word);
-    return (owner != state->half && pm_ledger_lives(state, owner)) ||
-           (heir != state->half && pm_ledger_lives(state, heir));
+    return is_living_other(state, pm_owner_of(word)) || is_living_other(state, pm_heir_of(word));
 }
 
 /* Between processes, for one that nobody of this process has: is the port ours now? */
@@ -128,9 +131,6 @@ static void publish(pm_ledger_state *state, uint16_t port)
 
     atomic_store_explicit(&entry->changed_at, local->changed_at, memory_order_relaxed);
     write_label(entry, local->has_label ? local->label : NULL);
-    if (local->remembered) {
-        atomic_store_explicit(&entry->remembered, local->remembered, memory_order_relaxed);
-    }
     atomic_store_explicit(&entry->tag, pm_ledger_tag(local->key, state->half),
                           memory_order_release);
 }
@@ -145,7 +145,10 @@ void pm_ledger_note(pm_ledger_state *state, pm_holder me, uint16_t port, const p
     local->holder = me;
     local->key = name->key;
     local->lent = lent;
-    local->changed_before = past_of(state, port).changed_at;
+    pm_port_past past = past_of(state, port);
+
+    local->changed_before = past.changed_at;
+    local->remembered = past.remembered;
     local->changed_at = pm_ledger_moment(state);
     local->has_label = name->label != NULL;
     if (name->label) {
@@ -389,9 +392,9 @@ static bool describe_shared(pm_ledger_state *state, uint16_t port, pm_held *held
     uint64_t word = atomic_load(&entry->word);
     pm_half holder = pm_owner_of(word);
 
-    if (!pm_ledger_lives(state, holder)) {
+    if (!is_living_other(state, holder)) {
         holder = pm_heir_of(word);
-        if (!pm_ledger_lives(state, holder)) {
+        if (!is_living_other(state, holder)) {
             return false;
         }
     }
@@ -478,6 +481,8 @@ void pm_ledger_publish_all(pm_ledger_state *state)
         if (!reclaim_shared(state, (uint16_t)port, lent)) {
             refused++;
         } else if (!lent) {
+            pm_entry *entry = &state->map.entries[port];
+            atomic_store(&entry->remembered, state->locals[port].remembered);
             publish(state, (uint16_t)port);
         }
     }

@@ -267,7 +267,9 @@ static pm_status attach(pm_ledger_state *state)
         pm_ledger_say(state, &said);
         status = PM_OK; /* alone for now */
     }
-    state->named_at = pm_ledger_clock(CLOCK_MONOTONIC);
+    if (status == PM_OK) {
+        state->named_at = pm_ledger_clock(CLOCK_MONOTONIC);
+    }
     return status;
 }
 
@@ -285,7 +287,7 @@ static pm_status verify(pm_ledger_state *state, int64_t now)
         }
         file = pm_ledger_file_state(&state->map, asking_fd, &changed_at);
     }
-    if (file != PM_FILE_SOUND) {
+    if (file != PM_FILE_SOUND || !pm_ledger_file_is_ledger(&state->map)) {
         return PM_BUSY;
     }
     /* Renaming changes a file's status, that of its folder does not. */
@@ -305,13 +307,22 @@ static bool has_size(const pm_ledger_state *state)
     return lseek(asking_fd, 0, SEEK_END) == (off_t)state->map.size;
 }
 
+static bool is_own_slot(const pm_ledger_state *state)
+{
+    uint32_t slot = state->half >> 20, generation = state->half & PM_GENERATION_MAX;
+    return atomic_load(&state->map.slots[slot].generation) == generation;
+}
+
 /* The size is asked each time, for it is what keeps us from a signal; the rest unless it was a
  * moment ago, for it takes three times as long. */
 static pm_status is_current(pm_ledger_state *state)
 {
     int64_t now = pm_ledger_clock(CLOCK_MONOTONIC);
     bool lately = now - state->verified_at < VERIFIED_NS;
-    return lately && has_size(state) ? PM_OK : verify(state, now);
+    pm_status status = lately && has_size(state) ? PM_OK : verify(state, now);
+
+    /* Overwritten: to others we are dead. */
+    return status == PM_OK && !is_own_slot(state) ? PM_BUSY : status;
 }
 
 pm_status pm_ledger_check(void)

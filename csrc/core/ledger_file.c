@@ -72,11 +72,22 @@ static pm_ledger_header make_header(uint32_t slots)
     return header;
 }
 
+static bool is_header(const pm_ledger_header *header, uint32_t slots)
+{
+    pm_ledger_header expected = make_header(slots);
+    return memcmp(header, &expected, offsetof(pm_ledger_header, next_port)) == 0;
+}
+
+bool pm_ledger_file_is_ledger(const pm_ledger_map *map)
+{
+    return is_header(map->header, map->slot_count);
+}
+
 /* Is what an open file holds a ledger of ours, and whole? */
 static pm_status check_content(int fd, const char *path, off_t size, uint32_t *slots,
                                pm_trouble *trouble)
 {
-    pm_ledger_header header, expected;
+    pm_ledger_header header;
     ssize_t got = pread(fd, &header, sizeof header, 0);
 
     if (got < 0) {
@@ -92,9 +103,7 @@ static pm_status check_content(int fd, const char *path, off_t size, uint32_t *s
                     "have the same version of portmanager",
                     path, header.version, VERSION);
     }
-    expected = make_header(header.slots);
-    if (header.slots < 1 || header.slots > PM_SLOTS_MAX ||
-        memcmp(&header, &expected, offsetof(pm_ledger_header, next_port)) != 0) {
+    if (header.slots < 1 || header.slots > PM_SLOTS_MAX || !is_header(&header, header.slots)) {
         return fail(trouble, "%s is no ledger of reservations, or was overwritten: remove it",
                     path);
     }

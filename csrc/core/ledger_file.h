@@ -80,6 +80,9 @@ pm_status pm_ledger_file_reopen(const pm_ledger_map *map, int *fd);
 typedef enum { PM_FILE_SOUND, PM_FILE_CHANGED, PM_FILE_OTHER_FD } pm_file_state;
 pm_file_state pm_ledger_file_state(const pm_ledger_map *map, int fd, int64_t *changed_at);
 
+/* Does the mapped file, which must be whole, still say that it is a ledger? */
+bool pm_ledger_file_is_ledger(const pm_ledger_map *map);
+
 /* Has the path still the file that is mapped? */
 bool pm_ledger_file_is_named(const pm_ledger_map *map);
 
