@@ -13,7 +13,7 @@ TIDY_FLAGS = -std=c11 -D_GNU_SOURCE -DPy_LIMITED_API=0x030A0000 -Icsrc \
 	-isystem $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test core-test lint lint-style lint-types lint-c format bench check-all clean
+.PHONY: help demo test core-test model lint lint-style lint-types lint-c format bench check-all clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -25,8 +25,12 @@ test: $(VENV)/installed-for-tests ## Build and run all tests; ARGS='-k name' goe
 	@$(MAKE) --no-print-directory -C tests/core; core=$$?; \
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS) && exit $$core
 
-core-test: ## Run the C core's tests under the address and undefined-behaviour sanitizers
+core-test: ## Run the C core's tests under the address, undefined-behaviour and thread sanitizers
 	@$(MAKE) --no-print-directory -C tests/core SANITIZE=1
+	@$(MAKE) --no-print-directory -C tests/core SANITIZE=thread
+
+model: ## Check the ledger's protocol, and that broken variants of it are found out (spin)
+	@$(MAKE) --no-print-directory -C tests/model
 
 lint: lint-style lint-types lint-c ## Check style, types and stubs; static analysis of the C sources
 

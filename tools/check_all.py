@@ -7,6 +7,8 @@ pythons         one abi3 wheel, and the suite with it, outside the source tree, 
 free-threaded   a build of its own for a CPython without the GIL, which must stay off
 sanitized       the extension under the address and the undefined-behaviour sanitizer
 long            the suite with many more examples for each property (HYPOTHESIS_PROFILE=long)
+model           the ledger's protocol at the larger sizes (spin)
+torture         a million allocations by processes that are killed and stopped at random
 
 Other interpreters than those on PATH and pyenv's are named in PYTHONS, separated by spaces. What is
 fetched and built once is kept in $XDG_CACHE_HOME/portmanager, or .cache in the checkout; the logs
@@ -253,6 +255,22 @@ def check_long(_: Packages) -> Iterator[Row]:
     )
 
 
+def check_model(_: Packages) -> Iterator[Row]:
+    def step() -> str:
+        return run("model", "make", "-C", "tests/model", "full").strip().splitlines()[-1]
+
+    yield attempt("the ledger's protocol", "spin", step)
+
+
+def check_torture(_: Packages) -> Iterator[Row]:
+    def step() -> str:
+        run("torture", "make", "demo")
+        output = run("torture", ROOT / ".venv/bin/python", "benchmarks/double_handouts.py")
+        return next(line for line in output.splitlines() if "portmanager" in line)
+
+    yield attempt("a million allocations", "in place", step)
+
+
 def testing_interpreters() -> dict[int, Interpreter]:
     """The CPythons of Debian testing."""
     tool, chroot = ROOT / "tools/debian_chroot", cache() / "debian-testing"
@@ -338,6 +356,8 @@ PARTS: dict[str, Callable[[Packages], Iterator[Row]]] = {
     "free-threaded": check_free_threaded,
     "sanitized": check_sanitized,
     "long": check_long,
+    "model": check_model,
+    "torture": check_torture,
 }
 
 
