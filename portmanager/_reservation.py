@@ -224,7 +224,9 @@ def _log_name(name: str, held: _native._Held) -> None:
     elif given == held.wanted:
         text = f"{name!r} has port {given}"
     else:
-        text = f"{name!r} wanted port {held.wanted}, which is taken, and has port {given}"
+        holders = _holders(held.wanted, held.wanted)
+        why = f"pid {holders[0].pid} holds" if holders else "is in use"
+        text = f"{name!r} wanted port {held.wanted}, which {why}, and has port {given}"
     _native._log(_INFO, text)
 
 
@@ -258,7 +260,7 @@ def _exhausted(count: int, consecutive: bool, found: int, first: int, last: int)
         f"port{'s were' if count > 1 else ' was'} asked for in {first}-{last}, but "
         f"{f'only {found}' if found else 'none'} could be had; "
         + (f"reserved: {', '.join(named)}; the others" if named else "they")
-        + " are in use, or not to be handed out",
+        + " are in use, or not to be handed out: release some, or widen the range",
     )
     error.requested = count
     error.available = found

@@ -74,6 +74,16 @@ static bool borrow(pm_reservation *reservation)
                PM_OK;
 }
 
+/* A name has one port that is kept for it; another one that it gets meanwhile is not. */
+static void remember(const pm_reserve_request *request, uint16_t port)
+{
+    uint16_t kept = 0;
+
+    if (request->name.key && !pm_ledger_find_remembered(request->name.key, &kept, UINT16_MAX)) {
+        pm_ledger_remember(request->holder, port, request->name.key);
+    }
+}
+
 static pm_status run_single(pm_reservation *reservation, uint32_t budget)
 {
     const pm_reserve_request *request = &reservation->request;
@@ -103,9 +113,7 @@ static pm_status run_single(pm_reservation *reservation, uint32_t budget)
         if (status == PM_OK) {
             reservation->ephemeral |= ephemeral;
             pm_candidates_taken(candidates, port);
-            if (request->name.key) {
-                pm_ledger_remember(request->holder, port, request->name.key);
-            }
+            remember(request, port);
         } else if (status != PM_BUSY) {
             return status;
         }
