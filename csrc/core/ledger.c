@@ -108,12 +108,24 @@ static bool others_live(pm_ledger_state *state, uint64_t word)
     return is_living_other(state, pm_owner_of(word)) || is_living_other(state, pm_heir_of(word));
 }
 
+/* The tag that our last claim left goes first if it was for another name: until the new one is
+ * written, whoever lends would take that name for this claim's. */
+static void clear_old_tag(pm_ledger_state *state, uint16_t port, uint64_t key)
+{
+    uint64_t old = pm_ledger_tag(state->locals[port].key, state->half);
+
+    if (old != 0 && state->locals[port].key != key) {
+        atomic_compare_exchange_strong(&state->map.entries[port].tag, &old, 0);
+    }
+}
+
 /* Between processes, for one that nobody of this process has: is the port ours now? */
-static bool claim_shared(pm_ledger_state *state, uint16_t port, bool *inherited)
+static bool claim_shared(pm_ledger_state *state, uint16_t port, uint64_t key, bool *inherited)
 {
     pm_entry *entry = &state->map.entries[port];
     uint64_t word = atomic_load(&entry->word);
 
+    clear_old_tag(state, port, key);
     do {
         if (others_live(state, word)) {
             return false;
@@ -145,6 +157,9 @@ void pm_ledger_note(pm_ledger_state *state, pm_holder me, uint16_t port, const p
     local->holder = me;
     local->key = name->key;
     local->lent = lent;
+    if (lent) {
+        local->lent_as = name->key;
+    }
     pm_port_past past = past_of(state, port);
 
     local->changed_before = past.changed_at;
@@ -175,7 +190,7 @@ pm_status pm_ledger_claim(pm_holder me, uint16_t port, const pm_name *name, pm_c
     }
     claim->holder = state->locals[port].holder;
     if (claim->holder == PM_NOBODY &&
-        (state->mode != PM_SHARED || claim_shared(state, port, &claim->inherited))) {
+        (state->mode != PM_SHARED || claim_shared(state, port, name->key, &claim->inherited))) {
         pm_ledger_note(state, me, port, name, false);
         if (state->mode == PM_SHARED) {
             publish(state, port);
@@ -186,15 +201,13 @@ pm_status pm_ledger_claim(pm_holder me, uint16_t port, const pm_name *name, pm_c
     return status;
 }
 
+/* The tag stays. A descendant of the heir that has just taken the heir's place reads it again, and
+ * would withdraw if it were gone: then nobody held the port. */
 void pm_ledger_leave(pm_ledger_state *state, uint16_t port)
 {
     pm_entry *entry = &state->map.entries[port];
     uint64_t word = atomic_load(&entry->word), rest;
 
-    if (pm_owner_of(word) == state->half) {
-        /* First: what it says is true of the owner alone. The swap below is a release, too. */
-        atomic_store_explicit(&entry->tag, 0, memory_order_release);
-    }
     do {
         pm_half owner = pm_owner_of(word), heir = pm_heir_of(word);
         rest = pm_word_of(owner == state->half ? 0 : owner, heir == state->half ? 0 : heir);

@@ -10,6 +10,8 @@
  *
  *     | owner: slot, 12 bits | generation, 20 | heir: slot, 12 | generation, 20 |
  *
+ * The model of all this is tests/model/ledger.pml.
+ *
  * A process that takes part has a slot: a lock on its byte, which the kernel drops when the
  * process dies (liveness.h). Taking a slot first locks it, then raises its generation, which
  * never wraps; so a half is dead for ever once its generation is not the slot's or the slot is

@@ -144,7 +144,8 @@ bool pm_ledger_lives(pm_ledger_state *state, pm_half half)
 /* ---- taking part --------------------------------------------------------------------------- */
 
 /* Lock first, then raise the generation: in between the previous holder seems to live, which is
- * the safe side. PM_BUSY: the slot is not to be had. */
+ * the safe side. The pid is taken out before, so that nobody reads the previous holder's with our
+ * generation. PM_BUSY: the slot is not to be had. */
 static pm_status take_slot_at(pm_ledger_state *state, int fd, uint32_t number)
 {
     pm_slot *slot = &state->map.slots[number];
@@ -159,6 +160,7 @@ static pm_status take_slot_at(pm_ledger_state *state, int fd, uint32_t number)
         return PM_BUSY;
     }
     pm_process self = pm_process_self();
+    atomic_store(&slot->pid, 0);
     atomic_store(&slot->generation, generation + 1);
     atomic_store(&slot->started, self.started);
     atomic_store(&slot->pid, self.pid);

@@ -6,10 +6,15 @@
 
 enum { ANCESTORS_MAX = 64 };
 
+static bool is_same(const pm_process *left, const pm_process *right)
+{
+    return left->pid == right->pid && left->started == right->started;
+}
+
 static bool is_among(const pm_process *process, const pm_process *ancestors, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
-        if (ancestors[i].pid == process->pid && ancestors[i].started == process->started) {
+        if (is_same(&ancestors[i], process)) {
             return true;
         }
     }
@@ -61,13 +66,20 @@ bool pm_ledger_has_kin(void)
     return any;
 }
 
+static bool has_generation(const pm_slot *slot, pm_half half)
+{
+    return atomic_load(&slot->generation) == (half & PM_GENERATION_MAX);
+}
+
 /* Is a half an ancestor's, now? What is known of kin may be old: the ancestor may have died, its
- * pid be a stranger's, its slot have another holder. */
+ * pid be a stranger's, its slot have another holder. So the slot's process is read between two
+ * looks at the generation, and the way up to it is walked before and after, link by link: whoever
+ * is still there then was there while we looked, and the slot its own. */
 static bool is_kin(pm_ledger_state *state, pm_half half)
 {
-    const pm_slot *slot = &state->map.slots[half >> 20];
-    pm_process ancestors[ANCESTORS_MAX], process;
+    pm_process before[ANCESTORS_MAX], after[ANCESTORS_MAX], process;
     bool known = false;
+    size_t count, way;
 
     for (uint32_t i = 0; i < state->kin_count; i++) {
         known |= state->kin[i] == half;
@@ -75,22 +87,36 @@ static bool is_kin(pm_ledger_state *state, pm_half half)
     if (!known) {
         return false;
     }
-    process = process_of(slot);
-    if (!pm_ledger_lives(state, half)) { /* its generation is read after the process was */
+    const pm_slot *slot = &state->map.slots[half >> 20];
+    count = pm_process_ancestors(before, ANCESTORS_MAX);
+    if (!has_generation(slot, half)) {
         return false;
     }
-    /* Still an ancestor, so alive, so the slot was its own while we looked. */
-    return is_among(&process, ancestors, pm_process_ancestors(ancestors, ANCESTORS_MAX));
+    process = process_of(slot);
+    for (way = 0; way < count && !is_same(&before[way], &process); way++) {
+    }
+    if (way == count || !has_generation(slot, half) ||
+        pm_process_ancestors(after, way + 1) <= way) {
+        return false;
+    }
+    for (size_t i = 0; i <= way; i++) {
+        if (!is_same(&before[i], &after[i])) {
+            return false;
+        }
+    }
+    return true;
 }
 
-/* PM_OK: our half is the heir's. */
+/* PM_OK: our half is the heir's. A process is lent a port under one name only: else its half in
+ * the word could stand for two claims that a descendant of it cannot tell apart. */
 static pm_status become_heir(pm_ledger_state *state, uint16_t port, uint64_t key)
 {
     pm_entry *entry = &state->map.entries[port];
     uint64_t word = atomic_load(&entry->word), tag = atomic_load(&entry->tag);
     pm_half owner = pm_owner_of(word), heir = pm_heir_of(word);
+    uint64_t lent_as = state->locals[port].lent_as;
 
-    if (owner == 0 || tag != pm_ledger_tag(key, owner)) {
+    if (owner == 0 || tag != pm_ledger_tag(key, owner) || (lent_as != 0 && lent_as != key)) {
         return PM_HELD;
     }
     /* From the heir if one lives: a reloader's child takes its place. */
@@ -100,12 +126,14 @@ static pm_status become_heir(pm_ledger_state *state, uint16_t port, uint64_t key
     if (!atomic_compare_exchange_strong(&entry->word, &word, pm_word_of(owner, state->half))) {
         return PM_HELD;
     }
+    state->locals[port].lent_as = key;
     if (atomic_load(&entry->tag) != tag) {
-        /* The owner gave it back, and may have claimed it anew under another name. */
+        /* The owner gave it back before, and has claimed it anew under another name. */
         pm_ledger_leave(state, port);
         return PM_HELD;
     }
-    return PM_OK;
+    /* A descendant of ours may have taken the place already. */
+    return pm_heir_of(atomic_load(&entry->word)) == state->half ? PM_OK : PM_HELD;
 }
 
 pm_status pm_ledger_lend(pm_holder me, uint16_t first, uint16_t last, const pm_name *name,

@@ -36,7 +36,8 @@ typedef struct {
     pm_holder holder; /* PM_NOBODY: nobody of this process */
     uint64_t key, remembered;
     int64_t changed_at, changed_before;
-    bool lent; /* ours is the heir's half */
+    uint64_t lent_as; /* the key it was ever lent to this process under; 0: never */
+    bool lent;        /* ours is the heir's half */
     bool has_label;
     char label[PM_LABEL_SIZE];
 } pm_local;
