@@ -36,6 +36,7 @@
 #include <unistd.h>
 
 #include "core/address.h"
+#include "core/ledger.h"
 #include "core/status.h"
 
 /* ---- assertions ---------------------------------------------------------------------------- */
@@ -302,6 +303,55 @@ static inline int isolate(void **state)
         raise_loopback();
     }
     return 0;
+}
+
+/* ---- a ledger of one's own ------------------------------------------------------------------ */
+
+static char ledger_folder[] = "/tmp/portmanager-tests-XXXXXX";
+
+/* The group's setup, with isolate()'s: this program and its children share a ledger that nobody
+ * else uses. */
+static inline int isolate_with_ledger(void **state)
+{
+    char path[sizeof ledger_folder + 16];
+
+    if (isolate(state) != 0 || !mkdtemp(ledger_folder)) {
+        return -1;
+    }
+    snprintf(path, sizeof path, "%s/ledger", ledger_folder);
+    return setenv("PORTMANAGER_LEDGER", path, 1);
+}
+
+/* The group's teardown. */
+static inline int remove_ledger(void **state)
+{
+    char path[sizeof ledger_folder + 16];
+    (void)state;
+
+    snprintf(path, sizeof path, "%s/ledger", ledger_folder);
+    unlink(path);
+    return rmdir(ledger_folder);
+}
+
+/* Who of this process holds a port. */
+static inline pm_holder holder_of(uint16_t port)
+{
+    pm_holder holder;
+    assert_status(pm_ledger_check(), PM_OK);
+    pm_ledger_look(port, &holder);
+    return holder;
+}
+
+/* Claims a port for nothing in particular; `*holder` is who of this process has it else. */
+static inline pm_status claim_for(pm_holder me, uint16_t port, pm_holder *holder)
+{
+    static const pm_name nothing;
+    pm_claim claim;
+
+    assert_status(pm_ledger_check(), PM_OK);
+    pm_status status = pm_ledger_claim(me, port, &nothing, &claim);
+    *holder = claim.holder;
+    return status;
 }
 
 static inline void write_setting(const char *path, const char *text)

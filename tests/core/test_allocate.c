@@ -21,10 +21,14 @@ static outcome run_to_the_end(const pm_request *request, uint32_t budget)
     outcome out = {.status = PM_AGAIN};
 
     memset(&allocation, 0x5a, sizeof allocation); /* begin must set all that counts */
-    pm_allocation_begin(&allocation, request);
+    pm_status begun = pm_allocation_begin(&allocation, request);
+    if (begun != PM_OK) {
+        out.status = begun;
+        return out;
+    }
     for (uint32_t runs = 0; out.status == PM_AGAIN; runs++) {
         assert_in_range(runs, 0, AMPLE);
-        out.status = pm_allocation_run(&allocation, budget);
+        out.status = pm_allocation_run(&allocation, budget, true);
     }
     int error = errno;
     pm_allocation_end(&allocation);
@@ -62,15 +66,21 @@ static pm_request request_of_range(uint16_t port, uint16_t first, uint16_t last)
 static void assert_holders(uint16_t first, unsigned count, const pm_holder *expected)
 {
     for (unsigned i = 0; i < count; i++) {
-        assert_int_equal(pm_ledger_holder((uint16_t)(first + i)),
-                         expected ? expected[i] : PM_NOBODY);
+        assert_int_equal(holder_of((uint16_t)(first + i)), expected ? expected[i] : PM_NOBODY);
     }
+}
+
+/* From here on the next walk over any ports begins. */
+static void start_at(uint16_t port)
+{
+    assert_status(pm_ledger_check(), PM_OK);
+    pm_ledger_set_next_port(port);
 }
 
 static void claim(pm_holder holder, uint16_t port)
 {
     pm_holder before;
-    assert_status(pm_ledger_claim(holder, port, &before), PM_OK);
+    assert_status(claim_for(holder, port, &before), PM_OK);
 }
 
 /* ---- default and range --------------------------------------------------------------------- */
@@ -87,7 +97,7 @@ static void test_default_port_comes_first(void **state)
     assert_true(out.from_default);
     assert_false(out.from_any);
     assert_int_equal(out.busy, 0);
-    assert_int_equal(pm_ledger_holder(out.port), request.holder);
+    assert_int_equal(holder_of(out.port), request.holder);
     pm_ledger_release(request.holder, out.port);
 }
 
@@ -108,7 +118,7 @@ static void test_range_is_walked_in_ascending_order(void **state)
         assert_false(out.from_any);
         /* The default, and what was passed over: the listener's and the holder's own. */
         assert_int_equal(out.busy, 1 + expected[i]);
-        assert_int_equal(pm_ledger_holder(out.port), request.holder);
+        assert_int_equal(holder_of(out.port), request.holder);
     }
     outcome out = allocate(&request);
     assert_status(out.status, PM_BUSY);
@@ -209,7 +219,7 @@ static void test_a_listener_on_any_address_makes_a_port_unfit(void **state)
         int fd = hold(literals[i], &port, LISTENING | REUSE_ADDRESS);
         pm_request request = request_of(port);
         assert_status(allocate(&request).status, PM_BUSY);
-        assert_int_equal(pm_ledger_holder(port), PM_NOBODY);
+        assert_int_equal(holder_of(port), PM_NOBODY);
         close(fd);
     }
 }
@@ -292,7 +302,7 @@ static void test_own_port_is_busy(void **state)
         outcome out = allocate(&request);
         assert_status(out.status, PM_BUSY);
         assert_int_equal(out.busy, 1);
-        assert_int_equal(pm_ledger_holder(port), request.holder); /* and is not given back */
+        assert_int_equal(holder_of(port), request.holder); /* and is not given back */
         pm_ledger_release(request.holder, port);
     }
 }
@@ -307,24 +317,24 @@ static void test_another_holders_port_stops_the_walk(void **state)
 
     claim(other, default_port);
     claim(other, first);
-    pm_allocation_begin(&allocation, &request);
+    assert_status(pm_allocation_begin(&allocation, &request), PM_OK);
     /* As often as it is asked, and it does not count as busy. */
     for (int i = 0; i < 3; i++) {
-        assert_status(pm_allocation_run(&allocation, AMPLE), PM_HELD);
+        assert_status(pm_allocation_run(&allocation, AMPLE, true), PM_HELD);
         assert_int_equal(allocation.busy, 0);
-        assert_int_equal(pm_ledger_holder(default_port), other);
+        assert_int_equal(holder_of(default_port), other);
     }
     allocation.request.refuse_held = true;
-    assert_status(pm_allocation_run(&allocation, 1), PM_AGAIN);
+    assert_status(pm_allocation_run(&allocation, 1, true), PM_AGAIN);
     assert_int_equal(allocation.busy, 1);
     /* The same in the range. */
     allocation.request.refuse_held = false;
     for (int i = 0; i < 3; i++) {
-        assert_status(pm_allocation_run(&allocation, AMPLE), PM_HELD);
+        assert_status(pm_allocation_run(&allocation, AMPLE, true), PM_HELD);
         assert_int_equal(allocation.busy, 1);
     }
     allocation.request.refuse_held = true;
-    assert_status(pm_allocation_run(&allocation, AMPLE), PM_OK);
+    assert_status(pm_allocation_run(&allocation, AMPLE, true), PM_OK);
     assert_int_equal(allocation.port, first + 1);
     assert_false(allocation.from_default);
     assert_int_equal(allocation.busy, 2);
@@ -347,17 +357,17 @@ static void check_going_on_at(const uint16_t *ports, size_t count, size_t at, pm
     for (size_t i = 0; i < count; i++) {
         claim(i == at ? other : request->holder, ports[i]);
     }
-    pm_allocation_begin(&allocation, request);
-    assert_status(pm_allocation_run(&allocation, AMPLE), PM_HELD);
+    assert_status(pm_allocation_begin(&allocation, request), PM_OK);
+    assert_status(pm_allocation_run(&allocation, AMPLE, true), PM_HELD);
     pm_ledger_release(other, ports[at]);
-    assert_status(pm_allocation_run(&allocation, AMPLE), PM_OK);
+    assert_status(pm_allocation_run(&allocation, AMPLE, true), PM_OK);
     assert_int_equal(allocation.port, ports[at]);
     assert_int_equal(allocation.from_default, ports[at] == request->default_port);
     assert_int_equal(allocation.busy, at);
     pm_allocation_end(&allocation);
     for (size_t i = 0; i < count; i++) {
         pm_ledger_release(request->holder, ports[i]);
-        assert_int_equal(pm_ledger_holder(ports[i]), PM_NOBODY);
+        assert_int_equal(holder_of(ports[i]), PM_NOBODY);
     }
 }
 
@@ -392,12 +402,12 @@ static void test_a_claim_that_fails_its_probe_is_given_back(void **state)
         ports[i] = (uint16_t)(first + i);
         fds[i] = hold("127.0.0.1", &ports[i], LISTENING);
     }
-    pm_allocation_begin(&allocation, &request);
+    assert_status(pm_allocation_begin(&allocation, &request), PM_OK);
     for (unsigned i = 0; i < 3; i++) {
-        assert_status(pm_allocation_run(&allocation, 1), PM_AGAIN);
+        assert_status(pm_allocation_run(&allocation, 1, true), PM_AGAIN);
         assert_holders(first, 3, NULL);
     }
-    assert_status(pm_allocation_run(&allocation, 1), PM_BUSY);
+    assert_status(pm_allocation_run(&allocation, 1, true), PM_BUSY);
     pm_allocation_end(&allocation);
     assert_holders(first, 3, NULL);
     for (int i = 0; i < 3; i++) {
@@ -443,15 +453,15 @@ static void test_ending_a_walk_closes_all_and_keeps_the_port_claimed(void **stat
     int fd = hold("127.0.0.1", &request.default_port, LISTENING);
     request.has_range = true;
     request.first = request.last = free_ports(1);
-    pm_allocation_begin(&allocation, &request);
-    assert_status(pm_allocation_run(&allocation, 1), PM_AGAIN);
-    assert_status(pm_allocation_run(&allocation, 1), PM_OK);
+    assert_status(pm_allocation_begin(&allocation, &request), PM_OK);
+    assert_status(pm_allocation_run(&allocation, 1, true), PM_AGAIN);
+    assert_status(pm_allocation_run(&allocation, 1, true), PM_OK);
     pm_allocation_end(&allocation);
     pm_allocation_end(&allocation);
     close(fd);
     assert_int_equal(open_descriptors(), before);
     assert_int_equal(allocation.port, request.first);
-    assert_int_equal(pm_ledger_holder(request.first), request.holder);
+    assert_int_equal(holder_of(request.first), request.holder);
     pm_ledger_release(request.holder, request.first);
 }
 
@@ -508,15 +518,15 @@ static void test_a_run_looks_at_no_more_than_its_budget(void **state)
     for (uint16_t i = 0; i < PORTS; i++) {
         claim(request.holder, (uint16_t)(first + i));
     }
-    pm_allocation_begin(&allocation, &request);
-    assert_status(pm_allocation_run(&allocation, 0), PM_AGAIN);
+    assert_status(pm_allocation_begin(&allocation, &request), PM_OK);
+    assert_status(pm_allocation_run(&allocation, 0, true), PM_AGAIN);
     assert_int_equal(allocation.busy, 0);
-    assert_status(pm_allocation_run(&allocation, 3), PM_AGAIN);
+    assert_status(pm_allocation_run(&allocation, 3, true), PM_AGAIN);
     assert_int_equal(allocation.busy, 3);
-    assert_status(pm_allocation_run(&allocation, 1), PM_AGAIN);
+    assert_status(pm_allocation_run(&allocation, 1, true), PM_AGAIN);
     assert_int_equal(allocation.busy, 4);
-    assert_status(pm_allocation_run(&allocation, 1), PM_BUSY);
-    assert_status(pm_allocation_run(&allocation, 1), PM_BUSY); /* and stays so */
+    assert_status(pm_allocation_run(&allocation, 1, true), PM_BUSY);
+    assert_status(pm_allocation_run(&allocation, 1, true), PM_BUSY); /* and stays so */
     assert_int_equal(allocation.busy, 4);
     pm_allocation_end(&allocation);
     for (uint16_t i = 0; i < PORTS; i++) {
@@ -605,16 +615,16 @@ static void check_out_of_descriptors(void *unused)
     assert_int_equal(error, EMFILE);
     assert_holders(first, 2, NULL);
 
-    pm_allocation_begin(&allocation, &any);
+    assert_status(pm_allocation_begin(&allocation, &any), PM_OK);
     limit_descriptors(0);
-    pm_status status = pm_allocation_run(&allocation, AMPLE);
+    pm_status status = pm_allocation_run(&allocation, AMPLE, true);
     error = errno;
     unlimit_descriptors();
     pm_allocation_end(&allocation);
     assert_status(status, PM_EXHAUSTED);
     assert_int_equal(error, EMFILE);
     for (uint32_t port = 0; port <= UINT16_MAX; port++) {
-        assert_int_equal(pm_ledger_holder((uint16_t)port), PM_NOBODY);
+        assert_int_equal(holder_of((uint16_t)port), PM_NOBODY);
     }
 
     /* The first socket says busy, the second one cannot be opened. */
@@ -626,7 +636,7 @@ static void check_out_of_descriptors(void *unused)
     unlimit_descriptors();
     assert_status(out.status, PM_EXHAUSTED);
     assert_int_equal(error, EMFILE);
-    assert_int_equal(pm_ledger_holder(busy), PM_NOBODY);
+    assert_int_equal(holder_of(busy), PM_NOBODY);
 
     out = allocate(&request);
     assert_status(out.status, PM_OK);
@@ -681,7 +691,7 @@ static void check_any_port(void *unused)
         assert_true(out.from_any);
         assert_false(out.from_default);
         assert_false(out.ephemeral);
-        assert_int_equal(pm_ledger_holder(out.port), request.holder);
+        assert_int_equal(holder_of(out.port), request.holder);
         assert_in_range(out.port, policy.unprivileged_start, UINT16_MAX);
         assert_in_range(out.port, 1024, UINT16_MAX);
         assert_not_in_range(out.port, policy.ephemeral_first, policy.ephemeral_last);
@@ -711,7 +721,6 @@ static void check_any_passes_over(void *unused)
     uint16_t port = START;
     pm_holder other = pm_ledger_enroll();
     pm_request request = request_of(0);
-    pm_allocation allocation;
     (void)unused;
 
     enter_new_network();
@@ -723,29 +732,12 @@ static void check_any_passes_over(void *unused)
     claim(request.holder, START + 3);
     claim(other, START + 4);
 
-    pm_candidates_taken(START - 1);
-    pm_allocation_begin(&allocation, &request);
-    /* More often than there are candidates: looking again uses none up. */
-    for (int i = 0; i < AMPLE; i++) {
-        assert_status(pm_allocation_run(&allocation, AMPLE), PM_HELD);
-    }
-    assert_int_equal(allocation.busy, 4);
-    assert_int_equal(pm_ledger_holder(START + 4), other);
-    allocation.request.refuse_held = true;
-    assert_status(pm_allocation_run(&allocation, AMPLE), PM_OK);
-    assert_int_equal(allocation.port, START + 5);
-    assert_int_equal(allocation.busy, 5);
-    pm_allocation_end(&allocation);
-
-    /* And the holder gives its port back in time: it is looked at again. */
-    pm_candidates_taken(START + 3);
-    request.holder = pm_ledger_enroll();
-    pm_allocation_begin(&allocation, &request);
-    assert_status(pm_allocation_run(&allocation, AMPLE), PM_HELD);
-    pm_ledger_release(other, START + 4);
-    assert_status(pm_allocation_run(&allocation, AMPLE), PM_OK);
-    assert_int_equal(allocation.port, START + 4);
-    pm_allocation_end(&allocation);
+    /* What is held was changed lately, and comes after all that rested. */
+    start_at(START);
+    outcome out = allocate(&request);
+    assert_status(out.status, PM_OK);
+    assert_int_equal(out.port, START + 5);
+    assert_int_equal(out.busy, 3);
 }
 
 static void test_any_port_is_nobodys(void **state)
@@ -769,7 +761,7 @@ static void check_any_skips_time_wait(void *unused)
     close(client);
     close(listener);
 
-    pm_candidates_taken((uint16_t)(port - 1));
+    start_at(port);
     pm_request request = request_of(0);
     outcome out = allocate(&request);
     assert_status(out.status, PM_OK);
@@ -1046,5 +1038,5 @@ int main(void)
         cmocka_unit_test(test_a_search_out_of_descriptors_does_not_know),
         cmocka_unit_test(test_a_search_passes_over_forbidden_ports),
     };
-    return cmocka_run_group_tests_name("allocate", tests, isolate, NULL);
+    return cmocka_run_group_tests_name("allocate", tests, isolate_with_ledger, remove_ledger);
 }

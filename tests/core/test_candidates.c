@@ -7,6 +7,8 @@
 
 enum { WELL_KNOWN_END = 1024 };
 
+static const pm_wish any;
+
 static bool is_ephemeral(const pm_port_policy *policy, uint32_t port)
 {
     return port >= policy->ephemeral_first && port <= policy->ephemeral_last;
@@ -177,9 +179,10 @@ static void check_walk(const pm_port_policy *policy)
     size_t rounds[2] = {0};
 
     memset(seen, 0, sizeof seen);
-    pm_candidates_begin(&candidates);
+    pm_candidates_begin(&candidates, &any);
     candidates.policy = *policy;
-    while (pm_candidates_next(&candidates, &port, &ephemeral)) {
+    while (pm_candidates_next(&candidates, &port)) {
+        ephemeral = candidates.ephemeral;
         assert_int_equal(seen[port]++, 0);
         assert_int_equal(ephemeral, is_ephemeral(policy, port));
         assert_true(ephemeral || !last_round); /* ephemeral ones only after all others */
@@ -194,7 +197,7 @@ static void check_walk(const pm_port_policy *policy)
         assert_true(!wrapped[ephemeral] || port < first[ephemeral]);
         before[ephemeral] = port;
     }
-    assert_false(pm_candidates_next(&candidates, &port, &ephemeral));
+    assert_false(pm_candidates_next(&candidates, &port));
     for (uint32_t at = 0; at <= UINT16_MAX; at++) {
         bool fit = at >= WELL_KNOWN_END && at >= policy->unprivileged_start &&
                    !pm_port_is_blocked((uint16_t)at) &&
@@ -232,14 +235,13 @@ static void test_a_walk_may_have_no_candidate(void **state)
     pm_port_policy policy = policy_of(1024, 32768, 60999);
     pm_candidates candidates;
     uint16_t port;
-    bool ephemeral;
     (void)state;
 
     memset(&policy.reserved, 0xff, sizeof policy.reserved);
     check_walk(&policy);
-    pm_candidates_begin(&candidates);
+    pm_candidates_begin(&candidates, &any);
     candidates.policy = policy;
-    assert_false(pm_candidates_next(&candidates, &port, &ephemeral));
+    assert_false(pm_candidates_next(&candidates, &port));
 }
 
 static void test_a_walk_has_the_systems_policy(void **state)
@@ -249,7 +251,7 @@ static void test_a_walk_has_the_systems_policy(void **state)
     (void)state;
 
     memset(&candidates, 0xff, sizeof candidates);
-    pm_candidates_begin(&candidates);
+    pm_candidates_begin(&candidates, &any);
     pm_port_policy_read(&policy);
     assert_int_equal(candidates.policy.unprivileged_start, policy.unprivileged_start);
     assert_int_equal(candidates.policy.ephemeral_first, policy.ephemeral_first);
@@ -262,12 +264,19 @@ static uint16_t first_candidate(const pm_port_policy *policy)
 {
     pm_candidates candidates;
     uint16_t port = 0;
-    bool ephemeral;
 
-    pm_candidates_begin(&candidates);
+    pm_candidates_begin(&candidates, &any);
     candidates.policy = *policy;
-    assert_true(pm_candidates_next(&candidates, &port, &ephemeral));
+    assert_true(pm_candidates_next(&candidates, &port));
     return port;
+}
+
+static void take(uint16_t port)
+{
+    pm_candidates candidates;
+
+    pm_candidates_begin(&candidates, &any);
+    pm_candidates_taken(&candidates, port);
 }
 
 static void check_going_on(void *unused)
@@ -289,11 +298,11 @@ static void check_going_on(void *unused)
 
     pm_port_set_add(&policy.reserved, 8080);
     for (size_t i = 0; i < COUNT(cases); i++) {
-        pm_candidates_taken(cases[i].taken);
+        take(cases[i].taken);
         assert_int_equal(first_candidate(&policy), cases[i].next);
         assert_int_equal(first_candidate(&policy), cases[i].next); /* looking alone moves nothing */
     }
-    pm_candidates_taken(20000);
+    take(20000);
     check_walk(&policy);
 }
 
@@ -343,5 +352,5 @@ int main(void)
         cmocka_unit_test(test_a_walk_begins_after_the_port_that_was_taken_last),
         cmocka_unit_test(test_processes_begin_at_different_places),
     };
-    return cmocka_run_group_tests_name("candidates", tests, isolate, NULL);
+    return cmocka_run_group_tests_name("candidates", tests, isolate_with_ledger, remove_ledger);
 }
