@@ -501,10 +501,11 @@ void pm_ledger_publish_all(pm_ledger_state *state)
     }
     if (refused) {
         pm_trouble trouble;
-        snprintf(trouble.text, sizeof trouble.text,
-                 "%s was removed or replaced, and %d ports of this process were handed out to "
-                 "others before it noticed",
-                 state->map.path, refused);
+        snprintf(
+            trouble.text, sizeof trouble.text,
+            "%s was removed or replaced, and %d port%s of this process went to others before it "
+            "was noticed: allocate again what does not run yet",
+            state->map.path, refused, refused == 1 ? "" : "s");
         pm_ledger_say(state, &trouble);
     }
 }

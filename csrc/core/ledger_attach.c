@@ -185,7 +185,8 @@ static pm_status take_slot(pm_ledger_state *state, int fd, pm_trouble *trouble)
         return PM_FAILED;
     }
     if (status == PM_FAILED) {
-        snprintf(trouble->text, sizeof trouble->text, "cannot lock %s: %s", state->map.path,
+        snprintf(trouble->text, sizeof trouble->text,
+                 "cannot lock %s: %s (PORTMANAGER_LEDGER may name another file)", state->map.path,
                  strerror(errno));
     }
     return status;

@@ -39,7 +39,8 @@ static pm_status fail_by_errno(pm_trouble *trouble, const char *what, const char
     if (pm_status_of_errno(errno) == PM_EXHAUSTED) {
         return PM_EXHAUSTED;
     }
-    return fail(trouble, "cannot %s %s: %s", what, path, strerror(errno));
+    return fail(trouble, "cannot %s %s: %s (PORTMANAGER_LEDGER may name another file)", what, path,
+                strerror(errno));
 }
 
 static void close_keeping_errno(int fd)
