@@ -147,7 +147,7 @@ class _Held:
 
 def _log(level: int, text: str, /) -> None: ...
 def _reserve(
-    count: int, consecutive: bool, key: bytes | None, label: str | None, first: int, last: int, /
+    count: int, consecutive: bool, key: bytes | None, label: bytes | None, first: int, last: int, /
 ) -> _Held: ...
 def _reserved_ports(
     first: int, last: int, /

@@ -147,10 +147,11 @@ def reserve(
     number = 1 if count is None else _checked(count, "count")
     first, last = _range(start, end)
     key = None if name is None else _key(name)
-    held = _native._reserve(number, consecutive, key, name, first, last)
+    label = None if name is None else _encoded(name)
+    held = _native._reserve(number, consecutive, key, label, first, last)
     if not held.ports and gc.collect():
         # A reservation that nobody can reach any more is not refused to others.
-        held = _native._reserve(number, consecutive, key, name, first, last)
+        held = _native._reserve(number, consecutive, key, label, first, last)
     if not held.ports:
         raise _exhausted(number, consecutive, held.found, first or 1, last or _MAX_PORT)
     if held.ephemeral:
@@ -199,7 +200,12 @@ def _key(name: str) -> bytes:
         raise TypeError(f"name must be a str, not {name!r}")
     if not name or "\0" in name:
         raise ValueError(f"name must be some text without NUL, not {name!r}")
-    return b"\0".join((b"name", os.fsencode(_project()), name.encode(errors="surrogatepass")))
+    return b"\0".join((b"name", os.fsencode(_project()), _encoded(name)))
+
+
+def _encoded(name: str) -> bytes:
+    """Its text in UTF-8, whatever it is."""
+    return name.encode(errors="surrogatepass")
 
 
 def _project() -> str:

@@ -1,20 +1,16 @@
-"""reserve(): which ports it gives, how long they are held, and what it says when there are none."""
+"""reserve(): which ports it gives, in which order, and what it says when there are too few."""
 
 import asyncio
 import contextlib
 import errno
-import gc
 import itertools
 import logging
-import operator
 import os
 import pickle
-import signal
 import socket
 import subprocess
 import sys
 import textwrap
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,7 +19,6 @@ from typing import Any
 import isolated
 import pytest
 
-import portmanager
 from portmanager import (
     PortConfig,
     PortManager,
@@ -44,7 +39,7 @@ def block(port_block: Callable[[int], int]) -> range:
     return range(first, first + 7)
 
 
-def within(ports: range) -> dict[str, int]:
+def within(ports: range) -> dict[str, Any]:
     return {"start": ports[0], "end": ports[-1]}
 
 
@@ -57,12 +52,12 @@ def is_held(port: int) -> bool:
 
 
 @contextlib.contextmanager
-def another(code: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+def another(code: str, *arguments: object, **env: str) -> Iterator[subprocess.Popen[str]]:
     """A process that runs code of ours; it is killed at the end, if it lives."""
     code = "import os, sys, portmanager\n" + textwrap.dedent(code)
     command = [sys.executable, "-c", code, *map(str, arguments)]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **env}
     ) as process:
         try:
             yield process
@@ -73,6 +68,33 @@ def another(code: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
 def said_by(process: "subprocess.Popen[str]") -> str:
     assert process.stdout
     return process.stdout.readline().strip()
+
+
+class Log(logging.Handler):
+    """Collects warnings."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+        logging.getLogger("portmanager").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(f"{record.levelname} {record.getMessage()}")
+
+
+def alone(
+    ledger: Path, function: Callable[..., Any], *arguments: Any, namespaces: bool = True
+) -> Any:
+    """Run a function with a ledger of its own, and a network of its own."""
+    env = {"PORTMANAGER_LEDGER": str(ledger)}
+    return isolated.run(function, *arguments, namespaces=namespaces, env=env)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Path:
+    """Where nobody has a past."""
+    tmp_path.chmod(0o755)
+    return tmp_path / "ledger"
 
 
 # ---- one, several, consecutive --------------------------------------------------------------
@@ -124,11 +146,6 @@ def test_consecutive_ports_around_one_that_is_taken(block: range) -> None:
         assert ports == (*block,)
 
 
-def test_consecutive_without_count() -> None:
-    with reserve(consecutive=True) as port:
-        assert type(port) is int
-
-
 @pytest.mark.parametrize("count", [1, 3, 7])
 def test_range(block: range, count: int) -> None:
     with reserve(count, **within(block)) as ports:
@@ -174,80 +191,7 @@ def test_whatever_is_an_integer(block: range) -> None:
         assert sorted(ports) == [block[1], block[2]]
 
 
-# ---- how long ---------------------------------------------------------------------------------
-
-
-def test_release(block: range) -> None:
-    port = block[0]
-    reservation = reserve(start=port, end=port)
-    assert is_held(port)
-    reservation.release()
-    assert not is_held(port)
-    with reserve(start=port, end=port):
-        reservation.release()  # somebody else's by now
-        with reservation:
-            pass
-        assert is_held(port)
-
-
-def test_the_end_of_a_with(block: range) -> None:
-    with pytest.raises(KeyError), reserve(7, **within(block)):
-        raise KeyError
-    with reserve(7, **within(block)) as ports:
-        assert all(map(is_held, ports))
-
-
-@pytest.mark.parametrize("count", [None, 1, 3])
-def test_garbage(block: range, count: Any) -> None:
-    reservation = reserve(count, **within(block[:3]))
-    ports = reservation.ports
-    with pytest.warns(ResourceWarning, match="unreleased") as warned:
-        del reservation
-        gc.collect()
-    (warning,) = warned
-    text = str(warning.message)
-    assert f"{ports[0]}-{ports[-1]}" in text or str(ports[0]) in text
-    assert not any(map(is_held, ports))
-
-
-def test_garbage_that_is_not_collected_yet(block: range) -> None:
-    """It is, before a port is refused."""
-    gc.disable()
-    try:
-        cycle: list[Any] = [reserve(7, **within(block))]
-        cycle.append(cycle)
-        del cycle
-        with pytest.warns(ResourceWarning, match=f"{block[0]}-{block[-1]}"):
-            reservation = reserve(7, **within(block))
-    finally:
-        gc.enable()
-    reservation.release()
-
-
-def test_garbage_where_warnings_are_errors(block: range) -> None:
-    code = """
-        import gc
-        start = int(sys.argv[1])
-        sys.unraisablehook = lambda unraisable: print(unraisable.exc_type.__name__)
-        portmanager.reserve(start=start, end=start)
-        portmanager.reserve(start=start, end=start).release()
-    """
-    code = "import sys, portmanager\n" + textwrap.dedent(code)
-    command = [sys.executable, "-W", "error", "-c", code, str(block[0])]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("ResourceWarning\n", "")
-
-
-def test_exit_is_an_end_too() -> None:
-    code = """
-        import portmanager
-        kept = portmanager.reserve(3)
-        cycle = [portmanager.reserve()]
-        cycle.append(cycle)
-    """
-    command = [sys.executable, "-X", "dev", "-W", "error", "-c", textwrap.dedent(code)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("", "")
+# ---- when there are none ------------------------------------------------------------------------
 
 
 HOLD = """
@@ -257,28 +201,243 @@ HOLD = """
 """
 
 
-@pytest.mark.parametrize("end", ["kill", "exit", "_exit", "exec"])
-def test_the_end_of_a_process(block: range, end: str) -> None:
-    endings = {
-        "exit": "sys.exit()",
-        "_exit": "os._exit(1)",
-        "exec": "os.execvp('sh', ['sh', '-c', 'echo; read unused'])",
-    }
-    code = f"{textwrap.dedent(HOLD)}{endings.get(end, '')}"
-    with another(code, block[0]) as process:
-        assert said_by(process) == str(block[0])
-        assert is_held(block[0])
-        process.send_signal(signal.SIGSTOP)  # for an hour, as it may be
-        assert is_held(block[0])
-        process.send_signal(signal.SIGCONT)
-        assert process.stdin
-        if end == "kill":
-            process.kill()
-        else:
-            process.stdin.write("\n")
-            process.stdin.flush()
-        if end == "exec":
-            assert said_by(process) == ""
-        else:
-            process.wait(FOREVER)
-        assert not is_held(block[0])
+def test_exhausted(block: range) -> None:
+    """All or none; who holds the rest is said."""
+    manager = PortManager(PortManagerConfig(max_retries=0))
+    manager.port_configs = {"api": PortConfig("api", block[1])}
+    with ExitStack() as stack:
+        stack.enter_context(socket.create_server(("127.0.0.1", block[0])))
+        asyncio.run(manager.allocate_port("api"))
+        process = stack.enter_context(another(HOLD, block[2]))
+        assert said_by(process) == str(block[2])
+        stack.enter_context(reserve(start=block[3], end=block[3]))
+        with pytest.raises(PortsExhausted) as caught:
+            reserve(4, **within(block))
+        assert not any(is_held(port) for port in block[4:])
+        holders = [held for held in reserved_ports() if held.port in block]
+    manager.release_all_ports()
+    error = caught.value
+    assert isinstance(error, OSError)
+    assert error.errno == errno.EADDRINUSE
+    assert (error.requested, error.available, error.holders) == (4, 3, holders)
+    assert [(held.port, held.service, held.pid) for held in holders] == [
+        (block[1], "api", os.getpid()),
+        (block[2], None, process.pid),
+        (block[3], None, os.getpid()),
+    ]
+    text = str(error)
+    for part in (
+        *("4 ports were asked for", f"in {block[0]}-{block[-1]}", "only 3 could be had"),
+        *(f"{block[1]} by pid {os.getpid()} (api)", f"{block[2]} by pid {process.pid}"),
+    ):
+        assert part in text
+    copied = pickle.loads(pickle.dumps(error))
+    assert (type(copied), str(copied), vars(copied)) == (PortsExhausted, text, vars(error))
+
+
+def test_exhausted_by_many(block: range, port_block: Callable[[int], int]) -> None:
+    """So many holders that a message cannot name them all."""
+    first = port_block(20)
+    with reserve(20, start=first, end=first + 19) as ports:
+        with pytest.raises(PortsExhausted, match="none could be had") as caught:
+            reserve(start=first, end=first + 19)
+        assert [held.port for held in caught.value.holders] == [*ports]
+        assert (caught.value.requested, caught.value.available) == (1, 0)
+        assert 300 < len(str(caught.value)) < 600
+        assert f"{first} by pid {os.getpid()}" in str(caught.value)
+        assert "1 port was asked for" in str(caught.value)
+        assert "12 more" in str(caught.value)
+
+
+def without_a_privilege() -> list[Any]:
+    isolated.set_sysctl("net/ipv4/ip_unprivileged_port_start", "1024")
+    with reserve(start=1000, end=1000) as port:
+        pass
+    if os.geteuid() == 0:
+        isolated.become_unprivileged()
+    with reserve(start=1000, end=1024) as passed_over:
+        pass
+    try:
+        reserve(2, start=1000, end=1001)
+    except PortsExhausted as error:
+        return [port, passed_over, error.available, str(error)]
+    return []
+
+
+def test_exhausted_without_a_privilege(ledger: Path) -> None:
+    if os.geteuid():
+        pytest.skip("nobody can give a right up that they have by name alone")
+    port, passed_over, available, text = alone(ledger, without_a_privilege)
+    assert (port, passed_over, available) == (1000, 1024, 0)
+    assert "privilege" in text
+
+
+# ---- which ports --------------------------------------------------------------------------------
+
+
+def set_aside_all_but(*ports: int) -> None:
+    """Nothing else is fit but the ephemeral range: the last five."""
+    pairs = itertools.pairwise([0, *sorted(ports), 65531])
+    isolated.set_sysctl(
+        "net/ipv4/ip_local_reserved_ports",
+        ",".join(f"{low + 1}-{high - 1}" for low, high in pairs if high - low > 1),
+    )
+    isolated.set_sysctl("net/ipv4/ip_local_port_range", "65531 65535")
+    isolated.set_sysctl("net/ipv4/ip_unprivileged_port_start", "2000")
+
+
+def fit(ports: list[int]) -> list[Any]:
+    set_aside_all_but(*ports)
+    log = Log()
+    with reserve(2) as fit:
+        texts = [*log.texts]
+        with reserve(3) as rest:
+            try:
+                reserve(3)
+            except PortsExhausted as error:
+                return [fit, rest, error.available, texts, log.texts]
+    return []
+
+
+def test_ports_are_fit(ledger: Path) -> None:
+    """Not privileged, refused by browsers or set aside; one of the ephemeral as a last resort."""
+    ports = [80, 1500, 2049, 5060, 7000, 7002, 10080]
+    fit_ports, rest, available, none, (text,) = alone(ledger, fit, ports)
+    assert sorted(fit_ports) == [7000, 7002]
+    assert {*rest} < {*range(65531, 65536)}
+    assert available == 2
+    assert none == []
+    assert text.startswith("WARNING [PortManager] ")
+    assert "ephemeral" in text
+    assert str(rest[0]) in text
+
+
+def fit_in_a_row(ports: list[int]) -> list[Any]:
+    set_aside_all_but(*ports)
+    log = Log()
+    with reserve(3, consecutive=True) as fit, reserve(4, consecutive=True) as ephemeral:
+        return [fit, ephemeral, log.texts]
+
+
+def test_consecutive_ports_are_fit(ledger: Path) -> None:
+    fit, ephemeral, (text,) = alone(ledger, fit_in_a_row, [*range(5058, 5065)])
+    assert fit == [5062, 5063, 5064]
+    assert ephemeral in ([*range(65531, 65535)], [*range(65532, 65536)])
+    assert f"{ephemeral[0]}-{ephemeral[-1]}" in text
+
+
+def asked_for() -> list[Any]:
+    set_aside_all_but(7000)
+    log = Log()
+    with ExitStack() as stack:
+        ranges = [(5059, 5062)] * 4 + [(7001, 7001), (65531, 65531)]
+        return [
+            [stack.enter_context(reserve(start=first, end=last)) for first, last in ranges],
+            stack.enter_context(reserve(start=65535)),
+            1024 <= stack.enter_context(reserve(end=1030)) <= 1030,
+            log.texts,
+        ]
+
+
+def test_ports_that_were_asked_for(ledger: Path) -> None:
+    """They are given, set aside or not; those that browsers refuse come last."""
+    ports = [5059, 5062, 5060, 5061, 7001, 65531]
+    assert alone(ledger, asked_for) == [ports, 65535, True, []]
+
+
+def leave_in_time_wait(stack: ExitStack, port: int) -> None:
+    with socket.create_server(("127.0.0.1", port)) as server:
+        client = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        server.accept()[0].close()
+        assert client.recv(1) == b""
+
+
+def bind(stack: ExitStack, kind: socket.SocketKind, host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = stack.enter_context(socket.socket(family, kind))
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind((host, port))
+    return bound
+
+
+UNFIT: dict[str, Callable[[ExitStack, int], object]] = {
+    "UDP": lambda stack, port: bind(stack, socket.SOCK_DGRAM, "127.0.0.1", port),
+    "UDP of IPv6": lambda stack, port: bind(stack, socket.SOCK_DGRAM, "::1", port),
+    "bound": lambda stack, port: bind(stack, socket.SOCK_STREAM, "127.0.0.1", port),
+    "listening": lambda stack, port: bind(stack, socket.SOCK_STREAM, "127.0.20.4", port).listen(),
+    "of IPv6": lambda stack, port: bind(stack, socket.SOCK_STREAM, "::1", port).listen(),
+    "in TIME_WAIT": leave_in_time_wait,
+}
+
+
+@pytest.mark.parametrize("what", UNFIT)
+def test_ports_bind_without_an_option(block: range, what: str) -> None:
+    """Neither SO_REUSEADDR nor TCP is taken for granted."""
+    with ExitStack() as stack:
+        UNFIT[what](stack, block[0])
+        with pytest.raises(PortsExhausted) as caught:
+            reserve(3, **within(block[:3]))
+        assert (caught.value.available, caught.value.holders) == (2, [])
+        assert {*stack.enter_context(reserve(2, **within(block[:3])))} == {block[1], block[2]}
+
+
+def test_ports_can_be_bound() -> None:
+    with reserve(20) as ports, ExitStack() as stack:
+        for port, kind in itertools.product(ports, (socket.SOCK_STREAM, socket.SOCK_DGRAM)):
+            stack.enter_context(socket.socket(socket.AF_INET, kind)).bind(("", port))
+
+
+# ---- in which order ----------------------------------------------------------------------------
+
+
+def returned(first: int) -> list[Any]:
+    ports = within(range(first, first + 5))
+    held = [reserve(**ports) for _ in range(5)]
+    given = [reservation.port for reservation in held]
+    for number in (3, 1, 0, 4, 2):
+        held[number].release()
+    again = [reserve(**ports) for _ in range(5)]
+    return [given, [reservation.port for reservation in again]]
+
+
+def test_lately_returned_last(block: range, ledger: Path) -> None:
+    """The one that has rested for the longest time comes first."""
+    given, again = alone(ledger, returned, block[0], namespaces=False)
+    assert given == [*block[:5]]
+    assert again == [block[number] for number in (3, 1, 0, 4, 2)]
+
+
+def test_lately_returned_by_other_processes(block: range, ledger: Path) -> None:
+    """Whether they gave it back or died."""
+    code = """
+        held = portmanager.reserve(start=int(sys.argv[1]), end=int(sys.argv[1]) + 3)
+        print(held.port, flush=True)
+        sys.stdin.readline()
+        held.release()
+    """
+    given = []
+    for number in range(5):
+        with another(code, block[0], PORTMANAGER_LEDGER=str(ledger)) as process:
+            given.append(int(said_by(process)))
+            if number % 2:
+                process.communicate("")
+    assert given == [*block[:4], block[0]]
+
+
+def returned_of_all(ports: list[int]) -> list[Any]:
+    set_aside_all_but(*ports)
+    with reserve(3) as first:
+        pass
+    with reserve(3) as second:
+        pass
+    single = []
+    for _ in range(6):
+        with reserve() as port:
+            single.append(port)
+    with reserve(6) as everything:
+        return [*map(sorted, ([*first, *second], single, everything))]
+
+
+def test_lately_returned_of_all_ports(ledger: Path) -> None:
+    ports = [*range(7000, 7012, 2)]
+    assert alone(ledger, returned_of_all, ports) == [ports] * 3

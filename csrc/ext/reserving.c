@@ -90,13 +90,13 @@ PyObject *pm_reserve(PyObject *module, PyObject *arguments)
     pm_state *state = pm_state_of_module(module);
     pm_reserve_request request = {0};
     const char *key;
-    Py_ssize_t key_size;
+    Py_ssize_t key_size, label_size;
     unsigned int count;
     int consecutive;
     pm_ports *self;
 
-    if (!PyArg_ParseTuple(arguments, "Ipz#zHH", &count, &consecutive, &key, &key_size,
-                          &request.name.label, &request.first, &request.last)) {
+    if (!PyArg_ParseTuple(arguments, "Ipz#z#HH", &count, &consecutive, &key, &key_size,
+                          &request.name.label, &label_size, &request.first, &request.last)) {
         return NULL;
     }
     request.count = count;

@@ -9,7 +9,7 @@
  * enough. */
 extern PyType_Spec pm_held_type_spec;
 
-/* _reserve(count: int, consecutive: bool, key: bytes | None, label: str | None, first: int,
+/* _reserve(count: int, consecutive: bool, key: bytes | None, label: bytes | None, first: int,
  *          last: int) -> _Held
  * Gives up the GIL for a long search. OSError when the answer is not known. */
 PyObject *pm_reserve(PyObject *module, PyObject *arguments);
