@@ -143,6 +143,7 @@ class _Held:
     wanted: int
     borrowed: bool
     ephemeral: bool
+    forbidden: bool
     def release(self) -> None: ...
 
 def _log(level: int, text: str, /) -> None: ...

@@ -153,7 +153,7 @@ def reserve(
         # A reservation that nobody can reach any more is not refused to others.
         held = _native._reserve(number, consecutive, key, label, first, last)
     if not held.ports:
-        raise _exhausted(number, consecutive, held.found, first or 1, last or _MAX_PORT)
+        raise _exhausted(number, consecutive, held, first or 1, last or _MAX_PORT)
     if held.ephemeral:
         _native._log(
             _WARNING,
@@ -251,12 +251,14 @@ def _holders(first: int, last: int) -> list[PortReservation]:
     ]
 
 
-def _exhausted(count: int, consecutive: bool, found: int, first: int, last: int) -> PortsExhausted:
+def _exhausted(
+    count: int, consecutive: bool, held: _native._Held, first: int, last: int
+) -> PortsExhausted:
     """The error that says how many there were, and who holds the rest."""
     holders = _holders(first, last)
     named = [
-        f"{held.port} by pid {held.pid}" + (f" ({held.service})" if held.service else "")
-        for held in holders[:_HOLDERS_NAMED]
+        f"{holder.port} by pid {holder.pid}" + (f" ({holder.service})" if holder.service else "")
+        for holder in holders[:_HOLDERS_NAMED]
     ]
     if len(holders) > _HOLDERS_NAMED:
         named.append(f"{len(holders) - _HOLDERS_NAMED} more")
@@ -264,11 +266,12 @@ def _exhausted(count: int, consecutive: bool, found: int, first: int, last: int)
         errno.EADDRINUSE,
         f"{count}{' consecutive' if consecutive else ''} "
         f"port{'s were' if count > 1 else ' was'} asked for in {first}-{last}, but "
-        f"{f'only {found}' if found else 'none'} could be had; "
+        f"{f'only {held.found}' if held.found else 'none'} could be had; "
         + (f"reserved: {', '.join(named)}; the others" if named else "they")
-        + " are in use, or not to be handed out: release some, or widen the range",
+        + f" are in use, {'need a privilege, ' * held.forbidden}"
+        "or are not to be handed out: release some, or widen the range",
     )
     error.requested = count
-    error.available = found
+    error.available = held.found
     error.holders = holders
     return error

@@ -19,7 +19,7 @@ typedef struct {
     PyObject *numbers;
     unsigned int found;
     int wanted; /* 0: nothing was fit */
-    char borrowed, ephemeral;
+    char borrowed, ephemeral, forbidden;
 } pm_ports;
 
 /* ---- the search ---------------------------------------------------------------------------- */
@@ -71,6 +71,7 @@ static int fill(pm_state *state, pm_ports *self, pm_reserve_request *request)
         self->wanted = reservation.wanted;
         self->borrowed = reservation.borrowed;
         self->ephemeral = reservation.ephemeral;
+        self->forbidden = reservation.forbidden > 0;
     }
     if (status == PM_OK) {
         self->count = request->count;
@@ -150,6 +151,7 @@ static PyMemberDef held_members[] = {
     {"found", T_UINT, offsetof(pm_ports, found), READONLY, NULL},
     {"wanted", T_INT, offsetof(pm_ports, wanted), READONLY, NULL},
     {"borrowed", T_BOOL, offsetof(pm_ports, borrowed), READONLY, NULL},
+    {"forbidden", T_BOOL, offsetof(pm_ports, forbidden), READONLY, NULL},
     {"ephemeral", T_BOOL, offsetof(pm_ports, ephemeral), READONLY, NULL},
     {0},
 };

@@ -5,7 +5,7 @@
 #include "ext/python.h"
 
 /* Ports that are held until release() or the object's end: .ports, a tuple; .found, how many there
- * were; .wanted, .borrowed, .ephemeral as pm_reservation's. Without ports when there were not
+ * were; .wanted, .borrowed, .ephemeral as pm_reservation's; .forbidden: did one need a privilege? Without ports when there were not
  * enough. */
 extern PyType_Spec pm_held_type_spec;
 
