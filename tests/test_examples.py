@@ -1,4 +1,4 @@
-"""The examples run as they are, end well, and leave nothing on stderr."""
+"""The examples of bind_port run as they are, end well, and leave nothing on stderr."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("bind_*.py")), ids=lambda path: path.stem)
 def test_example(path: Path, tmp_path: Path) -> None:
     if "uvicorn" in path.stem:
         pytest.importorskip("uvicorn", reason="the example is one for uvicorn")

@@ -18,7 +18,7 @@ import pytest
 from portmanager import PortsExhausted, reserve, reserved_ports
 
 # Networks are the tests' own, so these are nobody's.
-RANGE = {"start": 7000, "end": 7002}
+RANGE: dict[str, Any] = {"start": 7000, "end": 7002}
 
 
 class Log(logging.Handler):
@@ -71,8 +71,8 @@ def port_of(name: str, folder: str = ".", **ports: Any) -> int:
 
 
 @contextlib.contextmanager
-def another(name: str, **env: str) -> Iterator[tuple[int, "subprocess.Popen[str]"]]:
-    """Another process that asks for a name in the working folder, and holds its port."""
+def another(name: str, **env: str) -> Iterator["subprocess.Popen[str]"]:
+    """Another process that asks for a name in the working folder, says its port and holds it."""
     code = """
         import sys, portmanager
         held = portmanager.reserve(name=sys.argv[1])
@@ -83,11 +83,15 @@ def another(name: str, **env: str) -> Iterator[tuple[int, "subprocess.Popen[str]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **env}
     ) as process:
-        assert process.stdout
         try:
-            yield int(process.stdout.readline()), process
+            yield process
         finally:
             process.kill()
+
+
+def said_by(process: "subprocess.Popen[str]") -> int:
+    assert process.stdout
+    return int(process.stdout.readline())
 
 
 # ---- whose name -----------------------------------------------------------------------------
@@ -251,7 +255,9 @@ def busy(how: str) -> list[Any]:
             stack.enter_context(reserve(name="web"))
             holder = os.getpid()
         else:
-            holder = stack.enter_context(another("web"))[1].pid
+            process = stack.enter_context(another("web"))
+            assert said_by(process) == own
+            holder = process.pid
         log.texts.clear()
         others = [port_of("web"), port_of("web")]
     # The port that it had meanwhile is not its own now.
@@ -267,6 +273,18 @@ def test_while_it_is_not_free(run: Any, how: str) -> None:
     why = f"pid {holder} holds" if holder else "is in use"
     moved = f"INFO 'web' wanted port {own}, which {why}, and has port {other}"
     assert texts == [moved, moved, f"INFO 'web' has port {own}"]
+
+
+def at_once() -> list[int]:
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(another("web")) for _ in range(8)]
+        return [*map(said_by, processes), port_of("web")]
+
+
+def test_many_that_ask_for_it_at_once(run: Any) -> None:
+    *ports, another_one = run(at_once)
+    assert len({*ports, another_one}) == 9
+    assert run(ports_in, ["."], ["web"])[0][0] in ports
 
 
 def crowded(names: str) -> list[Any]:
@@ -310,12 +328,6 @@ def test_ports_are_fit(run: Any) -> None:
     assert str(ports[2]) in warning
 
 
-def at_once() -> list[int]:
-    with contextlib.ExitStack() as stack:
-        # None knows what the others are given.
-        return [stack.enter_context(another("web"))[0] for _ in range(8)]
-
-
 # ---- lent to a child process --------------------------------------------------------------------
 
 
@@ -323,23 +335,25 @@ def lent(root: str) -> list[Any]:
     one, two = make_checkout(f"{root}/one"), make_checkout(f"{root}/two")
     os.chdir(one)
     mine = reserve(name="web")
-    with another("web") as (first, _), another("web") as (second, _):
-        pass
-    with another("api") as (name, _), another("web", PORTMANAGER_PROJECT=two) as (project, _):
-        pass
-    with another("web") as (third, child):
+    with another("web") as one_child, another("web") as other_child:
+        two_ports = [said_by(one_child), said_by(other_child)]
+    with another("api") as api, another("web", PORTMANAGER_PROJECT=two) as elsewhere:
+        others = [said_by(api), said_by(elsewhere)]
+    with another("web") as child:
+        last = said_by(child)
         mine.release()
         with pytest.raises(PortsExhausted) as caught:
             reserve(start=mine.port, end=mine.port)
         holder = caught.value.holders[0].pid == child.pid
-    return [mine.port, [first, second, third], [name, project], holder, port_of("web")]
+    return [mine.port, two_ports, others, last, holder, port_of("web")]
 
 
 def test_lent(run: Any, root: str) -> None:
     """To one child at a time, for the same name of the same checkout, as long as it lives."""
-    mine, (first, second, third), others, holder, last = run(lent, root)
-    assert first == third == last == mine
-    assert len({mine, second, *others}) == 4
+    mine, two_ports, others, last, holder, again = run(lent, root)
+    assert mine in two_ports
+    assert last == again == mine
+    assert len({*two_ports, *others}) == 4
     assert holder
 
 

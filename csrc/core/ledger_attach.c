@@ -15,7 +15,7 @@
  * a ledger that could not be used still cannot. */
 enum { VERIFIED_NS = 20000, PATH_NS = 1000000, RETRY_NS = 1000000000 };
 
-static pm_ledger_state *own;
+static _Atomic(pm_ledger_state *) own;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static bool wiped_by_kernel;
 
@@ -37,41 +37,42 @@ int64_t pm_ledger_clock(clockid_t clock)
  * lock hangs on. */
 static void before_fork(void)
 {
-    pthread_mutex_lock(&own->mutex);
+    pthread_mutex_lock(&atomic_load(&own)->mutex);
 }
 
 static void after_fork_in_parent(void)
 {
-    pthread_mutex_unlock(&own->mutex);
+    pthread_mutex_unlock(&atomic_load(&own)->mutex);
 }
 
 static void after_fork_in_child(void)
 {
     if (!wiped_by_kernel) {
         /* The mapping is not in the child, whoever wipes the memory. */
-        memset(own, 0, sizeof *own);
+        memset(atomic_load(&own), 0, sizeof(pm_ledger_state));
     }
 }
 
 static void make_own(void)
 {
-    void *memory =
-        mmap(NULL, sizeof *own, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *memory = mmap(NULL, sizeof(pm_ledger_state), PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) {
         return;
     }
-    wiped_by_kernel = madvise(memory, sizeof *own, MADV_WIPEONFORK) == 0;
-    own = memory;
+    wiped_by_kernel = madvise(memory, sizeof(pm_ledger_state), MADV_WIPEONFORK) == 0;
+    atomic_store(&own, memory);
     pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
 }
 
 pm_ledger_state *pm_ledger_lock(void)
 {
     pthread_once(&once, make_own);
-    if (own) {
-        pthread_mutex_lock(&own->mutex);
+    pm_ledger_state *state = atomic_load_explicit(&own, memory_order_acquire);
+    if (state) {
+        pthread_mutex_lock(&state->mutex);
     }
-    return own;
+    return state;
 }
 
 void pm_ledger_unlock(pm_ledger_state *state)

@@ -1,805 +1,539 @@
-/* Lending: who gets a port that is held for the same service, and what is left when one goes. */
-#include "support.h"
+/* A descendant of a holder gets the port that is held for the same service; nobody else does. */
+#include "actors.h"
 
-#include <ftw.h>
-#include <poll.h>
 #include <stdatomic.h>
+#include <sys/mman.h>
 
-#include "core/ledger.h"
+#include "core/ledger_state.h"
 #include "core/process.h"
 
-/* Nothing here touches a socket, so any number does. */
-enum { PORT = 40000, LAST = PORT + 9, PATIENCE_MS = 20000 };
+/* Keys of names. */
+enum { WEB = 7, DATABASE = 8 };
 
-/* The keys of the names of two services. */
-enum { WEB = 11, DATABASE = 22 };
-
-/* Who is whose child, as a rule. */
-enum { OWNER, CHILD, GRANDCHILD, SIBLING, STRANGER, HELPER, ACTORS };
-
-/* ---- a ledger for each test ---------------------------------------------------------------- */
-
-static char folder[PATH_MAX], path[PATH_MAX + 16];
-
-static int make_folder(void **state)
+/* The answer's: does an ancestor take part? */
+static actor_answer do_ask_for_kin(const actor_order *order)
 {
-    char name[] = "/tmp/portmanager-lend-XXXXXX";
-    (void)state;
-
-    if (!mkdtemp(name) || !realpath(name, folder)) {
-        return -1;
-    }
-    snprintf(path, sizeof path, "%s/ledger", folder);
-    return setenv("PORTMANAGER_LEDGER", path, 1);
-}
-
-static int remove_one(const char *name, const struct stat *status, int type, struct FTW *walk)
-{
-    (void)status, (void)type, (void)walk;
-    return remove(name);
-}
-
-static int remove_folder(void **state)
-{
-    (void)state;
-    return nftw(folder, remove_one, 8, FTW_DEPTH | FTW_PHYS);
-}
-
-/* The file as it is, without taking part. */
-static pm_ledger_map mapped(void)
-{
-    pm_ledger_map map;
-    pm_trouble trouble;
-    int fd;
-
-    assert_status(pm_ledger_file_open(path, &map, &fd, &trouble), PM_OK);
-    close(fd);
-    return map;
-}
-
-/* ---- actors: processes that do what they are told ------------------------------------------- */
-
-typedef struct {
-    int status;
-    uint64_t number;
-} actor_answer;
-
-typedef struct actor_order actor_order;
-struct actor_order {
-    actor_answer (*what)(const actor_order *order); /* the same address in all: they are forked */
-    uint16_t port, last;
-    uint64_t number;
-};
-
-typedef struct {
-    pid_t pid;
-    int orders[2], answers[2];
-} actor;
-
-static actor actors[ACTORS];
-static pm_holder me; /* of this process */
-
-static _Noreturn void act(unsigned self)
-{
-    actor_order order;
-
-    is_child = true;
-    alarm(CHILD_SECONDS);
-    for (unsigned i = 0; i < ACTORS; i++) {
-        close(actors[i].orders[1]); /* so that all end with the test */
-    }
-    me = pm_ledger_enroll();
-    while (read(actors[self].orders[0], &order, sizeof order) == (ssize_t)sizeof order) {
-        actor_answer answer = order.what(&order);
-        if (write(actors[self].answers[1], &answer, sizeof answer) != (ssize_t)sizeof answer) {
-            break;
-        }
-    }
-    _exit(0);
-}
-
-static pid_t fork_actor(unsigned number)
-{
-    fflush(NULL);
-    pid_t pid = fork();
-    if (pid == 0) {
-        act(number);
-    }
-    return pid;
-}
-
-static void start(unsigned number)
-{
-    actors[number].pid = fork_actor(number);
-    assert_true(actors[number].pid > 0);
-}
-
-static actor_answer ask_for(unsigned number, actor_answer (*what)(const actor_order *),
-                            uint16_t port, uint16_t last, uint64_t argument)
-{
-    struct pollfd ready = {.fd = actors[number].answers[0], .events = POLLIN};
-    actor_order order = {.what = what, .port = port, .last = last, .number = argument};
-    actor_answer answer;
-
-    assert_int_equal(write(actors[number].orders[1], &order, sizeof order), sizeof order);
-    if (poll(&ready, 1, PATIENCE_MS) != 1) {
-        fail_msg("actor %u does not answer", number);
-    }
-    assert_int_equal(read(ready.fd, &answer, sizeof answer), sizeof answer);
-    return answer;
-}
-
-static actor_answer ask(unsigned number, actor_answer (*what)(const actor_order *),
-                        uint64_t argument)
-{
-    return ask_for(number, what, PORT, PORT, argument);
-}
-
-static actor_answer do_spawn(const actor_order *order)
-{
-    return (actor_answer){.number = (uint64_t)fork_actor((unsigned)order->number)};
-}
-
-static void spawn(unsigned parent, unsigned child)
-{
-    actors[child].pid = (pid_t)ask(parent, do_spawn, child).number;
-    assert_true(actors[child].pid > 0);
-}
-
-static actor_answer do_bury(const actor_order *order)
-{
-    int status;
-    return (actor_answer){.number = (uint64_t)waitpid((pid_t)order->number, &status, 0)};
-}
-
-/* Kills a child of ours, or of another actor. Whose parent died is ours, too. */
-static void kill_actor(unsigned number, int parent)
-{
-    pid_t pid = actors[number].pid;
-    int status;
-
-    assert_int_equal(kill(pid, SIGKILL), 0);
-    if (parent < 0) {
-        assert_int_equal(waitpid(pid, &status, 0), pid);
-    } else {
-        assert_int_equal(ask((unsigned)parent, do_bury, (uint64_t)pid).number, pid);
-    }
-}
-
-enum { OURS = -1 };
-
-/* Runs a test's body where it may have actors. This process takes no part, so it is no kin. */
-static void run_scene(void *body)
-{
-    prctl(PR_SET_CHILD_SUBREAPER, 1);
-    for (unsigned i = 0; i < ACTORS; i++) {
-        assert_int_equal(pipe2(actors[i].orders, O_CLOEXEC), 0);
-        assert_int_equal(pipe2(actors[i].answers, O_CLOEXEC), 0);
-    }
-    (*(void (**)(void))body)();
-}
-
-static void scene(void (*body)(void))
-{
-    in_child(run_scene, &body);
-}
-
-static actor_answer do_claim(const actor_order *order)
-{
-    pm_name name = {.key = order->number, .label = "label"};
-    pm_claim claim = {PM_NOBODY, false};
+    (void)order;
     pm_status status = pm_ledger_check();
-
-    if (status == PM_OK) {
-        status = pm_ledger_claim(me, order->port, &name, &claim);
-    }
-    return (actor_answer){.status = (int)status, .number = claim.holder};
+    return (actor_answer){.status = (int)status, .number = pm_ledger_has_kin()};
 }
 
-static actor_answer do_lend(const actor_order *order)
+static actor_answer borrow(uint16_t first, uint16_t last, uint64_t key)
 {
-    pm_name name = {.key = order->number};
+    pm_name name = {.key = key, .label = "service"};
     uint16_t port = 0;
     pm_status status = pm_ledger_check();
 
     if (status == PM_OK) {
-        pm_ledger_has_kin();
-        status = pm_ledger_lend(me, order->port, order->last, &name, &port);
+        status = pm_ledger_has_kin() ? pm_ledger_lend(me, first, last, &name, &port) : PM_HELD;
     }
     return (actor_answer){.status = (int)status, .number = port};
 }
 
-static actor_answer do_has_kin(const actor_order *order)
+/* `number` is the key. */
+static actor_answer do_borrow(const actor_order *order)
 {
-    (void)order;
-    return (actor_answer){.status = (int)pm_ledger_check(), .number = pm_ledger_has_kin()};
+    return borrow(order->port, order->port, order->number);
 }
 
-static actor_answer do_release(const actor_order *order)
+/* The first of port..number that is held for WEB. */
+static actor_answer do_borrow_of_range(const actor_order *order)
 {
-    pm_ledger_release(me, order->port);
-    return (actor_answer){.status = PM_OK};
+    return borrow(order->port, (uint16_t)order->number, WEB);
 }
 
-static actor_answer do_withdraw(const actor_order *order)
+static pm_status borrowed_by(unsigned number)
 {
-    pm_ledger_withdraw(me, order->port);
-    return (actor_answer){.status = PM_OK};
-}
-
-static actor_answer do_look(const actor_order *order)
-{
-    pm_holder holder = PM_NOBODY;
-    pm_status status = pm_ledger_check();
-
-    if (status == PM_OK) {
-        status = pm_ledger_look(order->port, &holder);
+    actor_answer answer = ask(number, do_borrow, PORT, WEB);
+    if (answer.status == PM_OK) {
+        assert_int_equal(answer.number, PORT);
     }
-    return (actor_answer){.status = (int)status, .number = holder};
+    return (pm_status)answer.status;
 }
 
-static actor_answer do_name_yourself(const actor_order *order)
+static pm_status claimed_by(unsigned number)
 {
-    (void)order;
-    return (actor_answer){.number = me};
+    return (pm_status)ask(number, do_claim, PORT, WEB).status;
 }
 
-static actor_answer do_tell_start(const actor_order *order)
-{
-    (void)order;
-    return (actor_answer){.number = pm_process_self().started};
-}
-
-/* The pid that is listed for a port. */
-static actor_answer do_list(const actor_order *order)
-{
-    pm_held_list list;
-    pm_status status = pm_ledger_check();
-
-    if (status == PM_OK) {
-        status = pm_ledger_list(order->port, order->port, &list);
-        uint64_t pid = list.count ? list.items[0].pid : 0;
-        pm_held_list_free(&list);
-        return (actor_answer){.status = (int)status, .number = pid};
-    }
-    return (actor_answer){.status = (int)status};
-}
-
-static pm_status claimed(unsigned number, uint64_t key)
-{
-    return (pm_status)ask(number, do_claim, key).status;
-}
-
-static pm_status lent(unsigned number, uint64_t key)
-{
-    return (pm_status)ask(number, do_lend, key).status;
-}
-
-/* Whoever is no kin neither gets it nor borrows it. */
+/* Nobody who is no kin gets the port, in whichever way. */
 static void assert_refused(unsigned stranger)
 {
-    assert_status(claimed(stranger, WEB), PM_HELD);
-    assert_status(lent(stranger, WEB), PM_HELD);
-    assert_status((pm_status)ask(stranger, do_look, 0).status, PM_HELD);
+    assert_status(status_of(stranger, do_look), PM_HELD);
+    assert_status(claimed_by(stranger), PM_HELD);
+    assert_status(borrowed_by(stranger), PM_HELD);
 }
 
-static void assert_free_for(unsigned stranger)
-{
-    assert_status((pm_status)ask(stranger, do_look, 0).status, PM_OK);
-    assert_status(claimed(stranger, DATABASE), PM_OK);
-    ask(stranger, do_release, 0);
-}
+/* A family on the stage: a stranger, an owner who has claimed PORT for WEB, its child, and the
+ * child's child. */
+enum { STRANGER, OWNER, CHILD, GRANDCHILD, OTHER_CHILD };
 
-/* The owner has the port for WEB, and a child; nobody has borrowed it. */
-static void set_scene(void)
+static void start_family(void)
 {
     start(STRANGER);
     start(OWNER);
-    assert_status(claimed(OWNER, WEB), PM_OK);
+    assert_status(claimed_by(OWNER), PM_OK);
     spawn(OWNER, CHILD);
+    spawn(OWNER, OTHER_CHILD);
+    spawn(CHILD, GRANDCHILD);
 }
 
-/* ---- to whom ------------------------------------------------------------------------------- */
+/* ---- who is lent what ----------------------------------------------------------------------- */
 
 static void lend_to_child(void)
 {
-    set_scene();
-    assert_true(ask(CHILD, do_has_kin, 0).number);
-    assert_false(ask(STRANGER, do_has_kin, 0).number);
-    assert_false(ask(OWNER, do_has_kin, 0).number);
-    assert_status(claimed(CHILD, WEB), PM_HELD); /* lending is something else */
+    start_family();
+    assert_true(ask(CHILD, do_ask_for_kin, 0, 0).number);
+    assert_status(borrowed_by(CHILD), PM_OK);
+    assert_status(borrowed_by(CHILD), PM_HELD); /* it has it */
+    actor_answer looked = ask(CHILD, do_look, PORT, 0);
+    assert_status((pm_status)looked.status, PM_HELD);
+    assert_int_equal(looked.number, ask(CHILD, do_name_yourself, 0, 0).number);
+    looked = ask(OWNER, do_look, PORT, 0);
+    assert_int_equal(looked.number, ask(OWNER, do_name_yourself, 0, 0).number);
     assert_refused(STRANGER);
-
-    actor_answer got = ask_for(CHILD, do_lend, PORT - 5, PORT + 5, WEB);
-    assert_status((pm_status)got.status, PM_OK);
-    assert_int_equal(got.number, PORT);
-    actor_answer seen = ask(CHILD, do_look, 0);
-    assert_status((pm_status)seen.status, PM_HELD);
-    assert_int_equal(seen.number, ask(CHILD, do_name_yourself, 0).number);
-    assert_refused(STRANGER);
-    assert_int_equal(ask(STRANGER, do_list, 0).number, actors[OWNER].pid);
-    assert_int_equal(ask(CHILD, do_list, 0).number, actors[CHILD].pid);
+    assert_status(claimed_by(OWNER), PM_HELD);
 }
 
-static void test_a_child_borrows(void **state)
+static void test_a_child_is_lent_its_parents_port(void **state)
 {
     (void)state;
     scene(lend_to_child);
 }
 
-static void lend_first_of_range(void)
+static void lend_to_none(void)
 {
-    static const uint64_t names[] = {DATABASE, 0, WEB, WEB};
-
-    start(OWNER);
-    for (uint16_t i = 0; i < 4; i++) {
-        uint16_t port = (uint16_t)(PORT + i);
-        assert_status((pm_status)ask_for(OWNER, do_claim, port, port, names[i]).status, PM_OK);
-    }
-    spawn(OWNER, CHILD);
-    assert_status((pm_status)ask_for(CHILD, do_lend, PORT, PORT + 1, WEB).status, PM_HELD);
-    assert_status((pm_status)ask_for(CHILD, do_lend, PORT + 4, LAST, WEB).status, PM_HELD);
-    assert_int_equal(ask_for(CHILD, do_lend, PORT, LAST, WEB).number, PORT + 2);
-    assert_int_equal(ask_for(CHILD, do_lend, PORT, LAST, WEB).number, PORT + 3);
-    assert_status((pm_status)ask_for(CHILD, do_lend, PORT, LAST, WEB).status, PM_HELD);
-    assert_int_equal(ask_for(CHILD, do_lend, PORT, LAST, DATABASE).number, PORT);
+    start_family();
+    assert_false(ask(STRANGER, do_ask_for_kin, 0, 0).number);
+    assert_refused(STRANGER);
+    assert_status((pm_status)ask(CHILD, do_borrow, PORT, DATABASE).status, PM_HELD);
+    assert_status((pm_status)ask(CHILD, do_borrow, PORT, 0).status, PM_HELD);
+    assert_status((pm_status)ask(CHILD, do_borrow, PORT + 1, WEB).status, PM_HELD);
+    /* What the owner holds for no name is lent under none. */
+    assert_status(status_at(OWNER, do_claim, PORT + 1), PM_OK);
+    assert_status((pm_status)ask(CHILD, do_borrow, PORT + 1, WEB).status, PM_HELD);
+    assert_status((pm_status)ask(CHILD, do_borrow, PORT + 1, 0).status, PM_HELD);
+    /* A brother's is not lent, nor is a child's to its parent. */
+    assert_status((pm_status)ask(CHILD, do_claim, PORT + 2, WEB).status, PM_OK);
+    assert_status((pm_status)ask(OTHER_CHILD, do_borrow, PORT + 2, WEB).status, PM_HELD);
+    assert_status((pm_status)ask(OWNER, do_borrow, PORT + 2, WEB).status, PM_HELD);
+    assert_false(ask(OWNER, do_ask_for_kin, 0, 0).number);
 }
 
-static void test_the_first_port_of_the_name_is_lent(void **state)
+static void test_others_and_other_names_are_lent_nothing(void **state)
 {
     (void)state;
-    scene(lend_first_of_range);
+    scene(lend_to_none);
 }
 
-static void lend_to_grandchild(void)
+static void lend_of_range(void)
 {
-    set_scene();
-    spawn(OWNER, SIBLING);
-    spawn(CHILD, GRANDCHILD);
-    assert_status(lent(CHILD, WEB), PM_OK);
-    assert_status(lent(SIBLING, WEB), PM_HELD);
-    assert_status(lent(GRANDCHILD, WEB), PM_OK); /* a reloader's child, in its place */
-    assert_status(lent(SIBLING, WEB), PM_HELD);
-    assert_refused(STRANGER);
-
-    ask(CHILD, do_release, 0); /* it has nothing any more */
-    assert_status(lent(SIBLING, WEB), PM_HELD);
-    assert_refused(STRANGER);
-    kill_actor(CHILD, OWNER);
-    assert_status(lent(SIBLING, WEB), PM_HELD);
-    ask(GRANDCHILD, do_release, 0);
-    assert_refused(STRANGER);
-    assert_status(lent(SIBLING, WEB), PM_OK);
+    start_family();
+    assert_status((pm_status)ask(OWNER, do_claim, PORT + 5, WEB).status, PM_OK);
+    assert_status((pm_status)ask(OWNER, do_claim, PORT - 5, DATABASE).status, PM_OK);
+    assert_status((pm_status)ask(CHILD, do_borrow_of_range, 1, PORT - 1).status, PM_HELD);
+    assert_status((pm_status)ask(CHILD, do_borrow_of_range, PORT + 6, UINT16_MAX).status, PM_HELD);
+    actor_answer lent = ask(CHILD, do_borrow_of_range, 1, UINT16_MAX);
+    assert_status((pm_status)lent.status, PM_OK);
+    assert_int_equal(lent.number, PORT);
+    lent = ask(CHILD, do_borrow_of_range, PORT, PORT + 5); /* passes over what it has */
+    assert_status((pm_status)lent.status, PM_OK);
+    assert_int_equal(lent.number, PORT + 5);
+    assert_status((pm_status)ask(CHILD, do_borrow_of_range, 1, UINT16_MAX).status, PM_HELD);
 }
 
-static void test_a_grandchild_takes_the_heirs_place(void **state)
+static void test_the_first_port_of_a_range_is_lent(void **state)
 {
     (void)state;
-    scene(lend_to_grandchild);
+    scene(lend_of_range);
 }
 
-static void lend_past_idle_child(void)
-{
-    set_scene();
-    spawn(CHILD, GRANDCHILD);
-    assert_status(lent(GRANDCHILD, WEB), PM_OK); /* the child in between takes no part */
-    assert_status(lent(CHILD, WEB), PM_HELD);    /* its parent is not its descendant */
-    assert_refused(STRANGER);
-}
-
-static void test_a_grandchild_borrows_from_the_owner(void **state)
-{
-    (void)state;
-    scene(lend_past_idle_child);
-}
-
-static void lend_to_one(void)
-{
-    set_scene();
-    spawn(OWNER, SIBLING);
-    assert_status(lent(CHILD, WEB), PM_OK);
-    assert_status(lent(SIBLING, WEB), PM_HELD);
-    assert_status(lent(CHILD, WEB), PM_HELD); /* it has it */
-    ask(CHILD, do_release, 0);
-    assert_status(lent(SIBLING, WEB), PM_OK);
-    assert_status(lent(CHILD, WEB), PM_HELD);
-    ask(SIBLING, do_withdraw, 0);
-    assert_refused(STRANGER);
-    assert_status(lent(CHILD, WEB), PM_OK);
-    kill_actor(CHILD, OWNER);
-    assert_refused(STRANGER);
-    assert_status(lent(SIBLING, WEB), PM_OK);
-}
-
-static void test_there_is_one_heir_at_a_time(void **state)
-{
-    (void)state;
-    scene(lend_to_one);
-}
-
-static void appear_late(void)
-{
-    start(STRANGER);
-    start(OWNER);
-    spawn(OWNER, CHILD);
-    assert_false(ask(CHILD, do_has_kin, 0).number);
-    assert_status(lent(CHILD, WEB), PM_HELD);
-    assert_status(claimed(OWNER, WEB), PM_OK);
-    assert_true(ask(CHILD, do_has_kin, 0).number);
-    assert_status(lent(CHILD, WEB), PM_OK);
-}
-
-static void test_an_ancestor_that_comes_later_is_known(void **state)
-{
-    (void)state;
-    scene(appear_late);
-}
-
-static void hold_already(void)
+static void take_part_later(void)
 {
     start(OWNER);
     spawn(OWNER, CHILD);
-    assert_status(claimed(CHILD, WEB), PM_OK);
-    assert_status(claimed(OWNER, WEB), PM_HELD);
-    assert_status(lent(CHILD, WEB), PM_HELD);
-    assert_status(lent(OWNER, WEB), PM_HELD); /* nor to a parent */
-    ask(CHILD, do_release, 0);
-    assert_status(claimed(OWNER, WEB), PM_OK);
-    assert_status(lent(OWNER, WEB), PM_HELD);
-    assert_status(lent(CHILD, WEB), PM_OK);
-    uint64_t holder = ask(CHILD, do_look, 0).number;
-    assert_status(lent(CHILD, WEB), PM_HELD);
-    assert_int_equal(ask(CHILD, do_look, 0).number, holder);
+    assert_false(ask(CHILD, do_ask_for_kin, 0, 0).number);
+    assert_status(borrowed_by(CHILD), PM_HELD);
+    assert_status(claimed_by(OWNER), PM_OK);
+    assert_true(ask(CHILD, do_ask_for_kin, 0, 0).number);
+    assert_status(borrowed_by(CHILD), PM_OK);
 }
 
-static void test_a_holder_of_this_process_refuses(void **state)
+static void test_an_ancestor_may_take_part_later(void **state)
 {
     (void)state;
-    scene(hold_already);
+    scene(take_part_later);
 }
 
-/* ---- for which name ------------------------------------------------------------------------ */
+/* ---- one heir at a time ---------------------------------------------------------------------- */
 
-static void use_other_name(void)
+static void take_heirs_place(void)
 {
-    set_scene();
-    assert_status(lent(CHILD, DATABASE), PM_HELD);
-    assert_status(lent(CHILD, WEB), PM_OK);
-    ask(CHILD, do_release, 0);
-
-    ask(OWNER, do_release, 0); /* given back: there is nothing to be lent */
-    assert_status(lent(CHILD, WEB), PM_HELD);
-    assert_status((pm_status)ask(CHILD, do_look, 0).status, PM_OK);
-
-    assert_status(claimed(OWNER, DATABASE), PM_OK);
-    assert_status(lent(CHILD, WEB), PM_HELD);
-    assert_status(lent(CHILD, DATABASE), PM_HELD); /* under one name for a process's life */
-    spawn(OWNER, SIBLING);
-    assert_status(lent(SIBLING, DATABASE), PM_OK);
+    start_family();
+    assert_status(borrowed_by(CHILD), PM_OK);
+    assert_status(borrowed_by(OTHER_CHILD), PM_HELD); /* no descendant of the heir */
+    assert_status(borrowed_by(GRANDCHILD), PM_OK);
+    assert_status(borrowed_by(OTHER_CHILD), PM_HELD);
     assert_refused(STRANGER);
+    /* Whom it was taken from gives nothing back. */
+    ask(CHILD, do_release, PORT, 0);
+    kill_actor(OWNER);
+    assert_refused(STRANGER);
+    assert_status(status_of(CHILD, do_look), PM_HELD);
+    kill_actor(GRANDCHILD);
+    assert_status(claimed_by(STRANGER), PM_OK);
 }
 
-static void test_another_name_borrows_nothing(void **state)
+static void test_a_descendant_takes_the_heirs_place(void **state)
 {
     (void)state;
-    scene(use_other_name);
+    scene(take_heirs_place);
 }
 
-static void use_no_name(void)
+static void skip_a_generation(void)
 {
-    start(STRANGER);
-    start(OWNER);
-    assert_status(claimed(OWNER, 0), PM_OK);
-    spawn(OWNER, CHILD);
-    assert_true(ask(CHILD, do_has_kin, 0).number);
-    assert_status(lent(CHILD, 0), PM_HELD);
-    assert_status(lent(CHILD, WEB), PM_HELD);
-    ask(OWNER, do_release, 0);
-    assert_status(claimed(OWNER, WEB), PM_OK);
-    assert_status(lent(CHILD, 0), PM_HELD);
-    assert_status(lent(CHILD, WEB), PM_OK);
-    ask(CHILD, do_release, 0);
-    ask(OWNER, do_release, 0);
-    assert_status(claimed(OWNER, 0), PM_OK); /* the old name went */
-    spawn(OWNER, SIBLING);
-    assert_status(lent(SIBLING, WEB), PM_HELD);
+    start_family(); /* the child in between does not take part */
+    assert_status(borrowed_by(GRANDCHILD), PM_OK);
+    assert_status(borrowed_by(CHILD), PM_HELD); /* an ancestor of the heir's is not its heir */
+    assert_status(borrowed_by(OTHER_CHILD), PM_HELD);
+    ask(GRANDCHILD, do_release, PORT, 0);
+    assert_status(borrowed_by(CHILD), PM_OK);
 }
 
-static void test_what_has_no_name_is_not_lent(void **state)
+static void test_a_grandchild_is_lent_its_ancestors_port(void **state)
 {
     (void)state;
-    scene(use_no_name);
+    scene(skip_a_generation);
 }
 
-/* ---- who goes first ------------------------------------------------------------------------ */
-
-static void kill_owner(void)
+static void replace_heir(void)
 {
-    set_scene();
-    spawn(CHILD, GRANDCHILD);
-    assert_status(lent(CHILD, WEB), PM_OK);
-    kill_actor(OWNER, OURS);
-    assert_refused(STRANGER);
-    assert_int_equal(ask(STRANGER, do_list, 0).number, actors[CHILD].pid);
-    assert_status(lent(GRANDCHILD, WEB), PM_OK); /* from the heir */
-    assert_refused(STRANGER);
-    kill_actor(CHILD, OURS);
-    assert_refused(STRANGER);
-    kill_actor(GRANDCHILD, OURS);
-    assert_free_for(STRANGER);
-}
-
-static void test_the_heir_holds_when_the_owner_is_dead(void **state)
-{
-    (void)state;
-    scene(kill_owner);
-}
-
-static void release_owner_first(void)
-{
-    set_scene();
-    assert_status(lent(CHILD, WEB), PM_OK);
-    ask(OWNER, do_release, 0);
-    assert_refused(STRANGER);
-    assert_status(claimed(OWNER, WEB), PM_HELD);
-    assert_int_equal(ask(STRANGER, do_list, 0).number, actors[CHILD].pid);
-    ask(CHILD, do_release, 0);
-    assert_free_for(STRANGER);
-}
-
-static void test_the_owners_release_leaves_the_heirs_half(void **state)
-{
-    (void)state;
-    scene(release_owner_first);
-}
-
-static void withdraw_owner_first(void)
-{
-    set_scene();
-    assert_status(lent(CHILD, WEB), PM_OK);
-    ask(OWNER, do_withdraw, 0);
-    assert_refused(STRANGER);
-    kill_actor(CHILD, OWNER);
-    assert_free_for(STRANGER);
-}
-
-static void test_the_owners_withdrawal_leaves_the_heirs_half(void **state)
-{
-    (void)state;
-    scene(withdraw_owner_first);
-}
-
-static void release_heir_first(void)
-{
-    set_scene();
-    for (int i = 0; i < 3; i++) {
-        assert_status(lent(CHILD, WEB), PM_OK);
-        ask(CHILD, i % 2 ? do_withdraw : do_release, 0);
-        assert_status((pm_status)ask(CHILD, do_look, 0).status, PM_HELD);
-        assert_int_equal(ask(CHILD, do_look, 0).number, PM_NOBODY);
+    start_family();
+    for (int i = 0; i < 5; i++) {
+        assert_status(borrowed_by(CHILD), PM_OK);
+        assert_status(borrowed_by(OTHER_CHILD), PM_HELD);
+        kill_actor(CHILD);
+        assert_status(borrowed_by(OTHER_CHILD), PM_OK);
+        assert_refused(STRANGER);
+        spawn(OWNER, CHILD);
+        assert_status(borrowed_by(CHILD), PM_HELD);
+        ask(OTHER_CHILD, do_release, PORT, 0);
         assert_refused(STRANGER);
     }
-    assert_int_equal(ask(OWNER, do_look, 0).number, ask(OWNER, do_name_yourself, 0).number);
-    ask(OWNER, do_release, 0);
-    assert_free_for(STRANGER);
 }
 
-static void test_the_heirs_release_leaves_the_owners_half(void **state)
+static void test_an_heir_that_died_or_gave_back_is_replaced(void **state)
 {
     (void)state;
-    scene(release_heir_first);
+    scene(replace_heir);
 }
 
-static void lose_owner(void)
+/* ---- giving back, and death ------------------------------------------------------------------ */
+
+static void outlive_owner(void)
 {
-    set_scene();
-    assert_true(ask(CHILD, do_has_kin, 0).number);
-    kill_actor(OWNER, OURS);
-    assert_status(lent(CHILD, WEB), PM_HELD); /* what it knew of its kin is old */
-    assert_status(claimed(STRANGER, WEB), PM_OK);
-    assert_status(lent(CHILD, WEB), PM_HELD);
-    assert_false(ask(CHILD, do_has_kin, 0).number && lent(CHILD, WEB) == PM_OK);
-    assert_status(claimed(CHILD, WEB), PM_HELD);
-    ask(STRANGER, do_release, 0);
-    assert_status(claimed(CHILD, WEB), PM_OK); /* as everybody's */
+    for (unsigned dies_first = 0; dies_first < 2; dies_first++) {
+        start_family();
+        assert_status(borrowed_by(CHILD), PM_OK);
+        kill_actor(dies_first ? CHILD : OWNER);
+        assert_refused(STRANGER);
+        kill_actor(dies_first ? OWNER : CHILD);
+        assert_status(status_of(STRANGER, do_look), PM_OK);
+        actor_answer claimed = ask(STRANGER, do_claim_only, PORT, 0);
+        assert_status((pm_status)claimed.status, PM_OK);
+        assert_true(claimed.number); /* inherited from the dead */
+        kill_actor(STRANGER);
+        kill_actor(GRANDCHILD);
+        kill_actor(OTHER_CHILD);
+    }
+}
+
+static void test_the_port_is_free_when_owner_and_heir_are_dead(void **state)
+{
+    (void)state;
+    scene(outlive_owner);
+}
+
+static void lend_from_dead_owner(void)
+{
+    start_family();
+    assert_true(ask(CHILD, do_ask_for_kin, 0, 0).number);
+    kill_actor(OWNER);
+    assert_status(borrowed_by(CHILD), PM_HELD);
+    assert_status(claimed_by(CHILD), PM_OK); /* it is free */
+    assert_refused(STRANGER);
 }
 
 static void test_a_dead_owner_lends_nothing(void **state)
 {
     (void)state;
-    scene(lose_owner);
+    scene(lend_from_dead_owner);
 }
 
-/* ---- what may be read in between ------------------------------------------------------------ */
-
-/* OWNER claims the port after its child HELPER died, who had it for WEB. Until the claim's own tag
- * is there, a child of HELPER's, who is kin of OWNER, too, reads HELPER's. */
-static void read_old_tag(void)
+static void lend_from_heir_of_dead_owner(void)
 {
-    start(STRANGER);
-    start(OWNER);
-    assert_status((pm_status)ask_for(OWNER, do_claim, LAST, LAST, DATABASE).status, PM_OK);
-    spawn(OWNER, HELPER);
-    assert_status(claimed(HELPER, WEB), PM_OK);
-    assert_int_equal(prctl(PR_SET_CHILD_SUBREAPER, 0), 0);
-    pm_ledger_map map = mapped();
-    uint64_t old = atomic_load(&map.entries[PORT].tag);
-    assert_int_not_equal(old, 0);
-    kill_actor(HELPER, OWNER);
-    spawn(OWNER, CHILD);
-
-    assert_status(claimed(OWNER, DATABASE), PM_OK);
-    uint64_t mine = atomic_exchange(&map.entries[PORT].tag, old);
-    assert_int_not_equal(mine, old);
-    assert_status(lent(CHILD, WEB), PM_HELD);
-    assert_status(lent(CHILD, DATABASE), PM_HELD);
-    atomic_store(&map.entries[PORT].tag, mine);
-    assert_status(lent(CHILD, WEB), PM_HELD);
-    assert_status(lent(CHILD, DATABASE), PM_OK);
-    pm_ledger_file_unmap(&map);
+    start_family();
+    assert_status(borrowed_by(CHILD), PM_OK);
+    kill_actor(OWNER);
+    assert_status(borrowed_by(OTHER_CHILD), PM_HELD);
+    assert_status(borrowed_by(GRANDCHILD), PM_OK);
+    assert_refused(STRANGER);
+    kill_actor(CHILD);
+    assert_refused(STRANGER);
+    assert_refused(OTHER_CHILD);
+    kill_actor(GRANDCHILD);
+    assert_status(claimed_by(OTHER_CHILD), PM_OK);
 }
 
-static void test_a_dead_owners_tag_matches_nobody_elses(void **state)
+static void test_the_heir_of_a_dead_owner_lends_on(void **state)
 {
     (void)state;
-    scene(read_old_tag);
+    scene(lend_from_heir_of_dead_owner);
 }
 
-/* The owner's own last claim was for another name: its tag must be gone before the word is. */
-static void claim_anew(void)
+static void give_back_as_owner(void)
 {
-    set_scene();
-    pm_ledger_map map = mapped();
-    uint64_t web = atomic_load(&map.entries[PORT].tag);
-    ask(OWNER, do_release, 0);
-    assert_int_equal(atomic_load(&map.entries[PORT].tag), web); /* the heir's may need it */
-    assert_status(claimed(OWNER, DATABASE), PM_OK);
-    assert_int_not_equal(atomic_load(&map.entries[PORT].tag), web);
-    assert_status(lent(CHILD, WEB), PM_HELD);
-    ask(OWNER, do_release, 0);
-    assert_status(claimed(OWNER, WEB), PM_OK);
-    assert_int_equal(atomic_load(&map.entries[PORT].tag), web);
-    assert_status(lent(CHILD, WEB), PM_OK);
-    pm_ledger_file_unmap(&map);
+    start_family();
+    assert_status(borrowed_by(CHILD), PM_OK);
+    ask(OWNER, do_release, PORT, 0);
+    assert_refused(STRANGER);
+    assert_refused(OTHER_CHILD);
+    assert_status(claimed_by(OWNER), PM_HELD); /* it is the heir's now */
+    ask(CHILD, do_release, PORT, 0);
+    assert_status(claimed_by(STRANGER), PM_OK);
+    assert_status(claimed_by(OWNER), PM_HELD);
+    assert_status(borrowed_by(CHILD), PM_HELD);
 }
 
-static void test_a_claim_for_another_name_has_another_tag(void **state)
+static void test_the_owners_release_leaves_the_heir_its_port(void **state)
 {
     (void)state;
-    scene(claim_anew);
+    scene(give_back_as_owner);
 }
 
-/* The record of a process that is dead says that it was an ancestor. */
-static void dress_up_dead(void)
+static void give_back_as_heir(void)
 {
-    start(HELPER);
-    start(STRANGER);
-    assert_status(claimed(HELPER, WEB), PM_OK);
+    start_family();
+    for (int i = 0; i < 5; i++) {
+        assert_status(borrowed_by(CHILD), PM_OK);
+        ask(CHILD, i % 2 ? do_release : do_withdraw, PORT, 0);
+        assert_refused(STRANGER);
+        assert_status(claimed_by(OWNER), PM_HELD);
+    }
+    ask(OWNER, do_release, PORT, 0);
+    assert_status(borrowed_by(CHILD), PM_HELD);
+    assert_status(claimed_by(STRANGER), PM_OK);
+}
+
+static void test_the_heirs_release_leaves_the_owner_its_port(void **state)
+{
+    (void)state;
+    scene(give_back_as_heir);
+}
+
+static void change_name(void)
+{
+    start_family();
+    ask(OWNER, do_release, PORT, 0);
+    assert_status(borrowed_by(CHILD), PM_HELD); /* nobody holds it */
+    assert_status((pm_status)ask(OWNER, do_claim, PORT, DATABASE).status, PM_OK);
+    assert_status(borrowed_by(CHILD), PM_HELD);
+    assert_status((pm_status)ask(OTHER_CHILD, do_borrow, PORT, DATABASE).status, PM_OK);
+    ask(OTHER_CHILD, do_release, PORT, 0);
+    ask(OWNER, do_release, PORT, 0);
+    assert_status(claimed_by(OWNER), PM_OK);
+    assert_status((pm_status)ask(CHILD, do_borrow, PORT, DATABASE).status, PM_HELD);
+    assert_status(borrowed_by(CHILD), PM_OK);
+}
+
+static void test_only_the_name_of_now_counts(void **state)
+{
+    (void)state;
+    scene(change_name);
+}
+
+/* ---- records that lie ------------------------------------------------------------------------ */
+
+/* Lets a slot of nobody's say that it is `process`'s, and that it has PORT for WEB. */
+static void plant_owner(const pm_ledger_map *map, uint32_t number, const pm_process *process)
+{
+    pm_slot *slot = &map->slots[number];
+    pm_half half = pm_half_of(number, 5);
+
+    atomic_store(&slot->generation, 5);
+    atomic_store(&slot->pid, process->pid);
+    atomic_store(&slot->started, process->started);
+    atomic_store(&map->entries[PORT].word, pm_word_of(half, 0));
+    atomic_store(&map->entries[PORT].tag, pm_ledger_tag(WEB, half));
+    atomic_fetch_add(&map->header->takings, 1);
+}
+
+static void recycle_pid(void)
+{
+    create_with_slots(31);
     pm_ledger_map map = mapped();
-    uint32_t slot = (uint32_t)(atomic_load(&map.entries[PORT].word) >> 52);
-    assert_int_equal(atomic_load(&map.slots[slot].pid), actors[HELPER].pid);
+    pm_process parent = pm_process_self();
 
-    start(OWNER); /* takes no part */
-    spawn(OWNER, CHILD);
-    uint64_t started = ask(OWNER, do_tell_start, 0).number;
-    kill_actor(HELPER, OURS);
-    atomic_store(&map.slots[slot].pid, (uint32_t)actors[OWNER].pid);
-    atomic_store(&map.slots[slot].started, started);
-    assert_false(ask(CHILD, do_has_kin, 0).number);
-    assert_status(lent(CHILD, WEB), PM_HELD);
-    assert_status((pm_status)ask(CHILD, do_look, 0).status, PM_OK);
+    start(CHILD);
+    plant_owner(&map, 20, &parent); /* as it was when a process of that number died */
+    assert_false(ask(CHILD, do_ask_for_kin, 0, 0).number);
+    assert_status(borrowed_by(CHILD), PM_HELD);
+    assert_status(claimed_by(CHILD), PM_OK);
+    ask(CHILD, do_release, PORT, 0);
 
-    /* With the lock it would be. */
+    /* A living one is an ancestor only if it started when the ancestor did. */
     int fd = open(path, O_RDWR | O_CLOEXEC);
-    struct flock lock = {
-        .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)slot, .l_len = 1};
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 20, .l_len = 1};
     assert_int_equal(fcntl(fd, F_OFD_SETLK, &lock), 0);
-    spawn(OWNER, SIBLING);
-    assert_true(ask(SIBLING, do_has_kin, 0).number);
-    assert_status(lent(SIBLING, WEB), PM_OK);
+    pm_process stranger = {.pid = parent.pid, .started = parent.started - 1};
+    plant_owner(&map, 20, &stranger);
+    assert_false(ask(CHILD, do_ask_for_kin, 0, 0).number);
+    assert_refused(CHILD);
+    plant_owner(&map, 20, &parent);
+    assert_true(ask(CHILD, do_ask_for_kin, 0, 0).number);
+    assert_status(borrowed_by(CHILD), PM_OK);
+    ask(CHILD, do_release, PORT, 0);
+
+    /* Known as an ancestor's already, and then another's. */
+    atomic_store(&map.slots[20].started, stranger.started);
+    assert_refused(CHILD);
+    atomic_store(&map.slots[20].started, parent.started);
+    atomic_store(&map.slots[20].generation, 6);
+    assert_status(borrowed_by(CHILD), PM_HELD);
     close(fd);
     pm_ledger_file_unmap(&map);
 }
 
-static void test_a_dead_slot_is_nobodys_kin(void **state)
+static void test_a_recycled_pid_is_no_ancestor(void **state)
 {
     (void)state;
-    scene(dress_up_dead);
+    scene(recycle_pid);
 }
 
-/* The pid is an ancestor's, but it began at another time. */
-static void reuse_pid(void)
+/* Between the step that claims and the one that names, there is the tag of whoever held before. */
+static void find_tag_of_dead(void)
 {
-    set_scene();
+    create_with_slots(2);
     pm_ledger_map map = mapped();
-    uint32_t slot = (uint32_t)(atomic_load(&map.entries[PORT].word) >> 52);
-    uint64_t started = atomic_fetch_add(&map.slots[slot].started, 1);
-    assert_false(ask(CHILD, do_has_kin, 0).number);
-    assert_status(lent(CHILD, WEB), PM_HELD);
-    atomic_store(&map.slots[slot].started, started);
-    spawn(OWNER, SIBLING);
-    assert_status(lent(SIBLING, WEB), PM_OK);
+    _Atomic(uint64_t) *tag = &map.entries[PORT].tag;
 
-    /* Known as kin before, but the slot has another holder since. */
-    ask(SIBLING, do_release, 0);
-    atomic_fetch_add(&map.slots[slot].started, 1);
-    assert_status(lent(SIBLING, WEB), PM_HELD);
+    start(STRANGER);
+    assert_status(claimed_by(STRANGER), PM_OK);
+    uint64_t of_dead = atomic_load(tag);
+    kill_actor(STRANGER);
+    start(STRANGER); /* in the other slot, so that the owner gets the dead one's */
+    assert_status(status_of(STRANGER, do_look), PM_OK);
+    start(OWNER);
+    assert_status((pm_status)ask(OWNER, do_claim, PORT, DATABASE).status, PM_OK);
+    assert_int_equal(pm_owner_of(atomic_load(&map.entries[PORT].word)), pm_half_of(1, 2));
+    kill_actor(STRANGER); /* the child needs a slot, too */
+    spawn(OWNER, CHILD);
+    assert_true(ask(CHILD, do_ask_for_kin, 0, 0).number);
+    uint64_t of_owner = atomic_exchange(tag, of_dead);
+    assert_int_not_equal(of_owner, of_dead);
+    assert_status(borrowed_by(CHILD), PM_HELD);
+    assert_status((pm_status)ask(CHILD, do_borrow, PORT, DATABASE).status, PM_HELD);
+    atomic_store(tag, of_owner);
+    assert_status(borrowed_by(CHILD), PM_HELD);
+    assert_status((pm_status)ask(CHILD, do_borrow, PORT, DATABASE).status, PM_OK);
     pm_ledger_file_unmap(&map);
 }
 
-static void test_a_reused_pid_is_no_kin(void **state)
+static void test_a_dead_owners_tag_says_nothing(void **state)
 {
     (void)state;
-    scene(reuse_pid);
+    scene(find_tag_of_dead);
 }
 
-/* ---- a ledger that is replaced -------------------------------------------------------------- */
+/* ---- at the same time ------------------------------------------------------------------------ */
 
-/* Owner and heir put their halves back in either order. */
-static void replace_ledger(unsigned first, unsigned second)
+/* What the owner and its heir believe the port to be held for. */
+typedef struct {
+    _Atomic(uint64_t) owned_as, lent_as, violations, lendings, quit;
+} beliefs;
+
+static beliefs *believed;
+
+static actor_answer do_claim_in_turns(const actor_order *order)
 {
-    set_scene();
-    assert_status(lent(CHILD, WEB), PM_OK);
-    assert_int_equal(unlink(path), 0);
-    ask(first, do_look, 0);
-    assert_refused(STRANGER);
-    ask(second, do_look, 0);
-    assert_refused(STRANGER);
-    spawn(OWNER, SIBLING);
-    assert_status(lent(SIBLING, WEB), PM_HELD);
-    ask(OWNER, do_release, 0);
-    assert_refused(STRANGER);
-    ask(CHILD, do_release, 0);
-    assert_free_for(STRANGER);
+    pm_claim claim;
+
+    for (uint64_t i = 0; !atomic_load(&believed->quit); i++) {
+        pm_name name = {.key = i % 2 ? WEB : DATABASE};
+        if (pm_ledger_check() == PM_OK &&
+            pm_ledger_claim(me, order->port, &name, &claim) == PM_OK) {
+            atomic_store(&believed->owned_as, name.key);
+            uint64_t lent_as = atomic_load(&believed->lent_as);
+            believed->violations += lent_as != 0 && lent_as != name.key;
+            atomic_store(&believed->owned_as, 0);
+            pm_ledger_release(me, order->port);
+        }
+    }
+    return (actor_answer){.status = PM_OK};
 }
 
-static void replace_owner_first(void)
+static actor_answer do_borrow_often(const actor_order *order)
 {
-    replace_ledger(OWNER, CHILD);
+    for (uint64_t i = 0; i < order->number; i++) {
+        if (borrow(order->port, order->port, WEB).status == PM_OK) {
+            atomic_store(&believed->lent_as, WEB);
+            uint64_t owned_as = atomic_load(&believed->owned_as);
+            believed->violations += owned_as != 0 && owned_as != WEB;
+            believed->lendings++;
+            atomic_store(&believed->lent_as, 0);
+            pm_ledger_release(me, order->port);
+        }
+    }
+    return (actor_answer){.status = PM_OK};
 }
 
-static void replace_heir_first(void)
+static void lend_while_names_change(void)
 {
-    replace_ledger(CHILD, OWNER);
+    enum { ROUNDS = 20000 };
+
+    believed =
+        mmap(NULL, sizeof *believed, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    assert_ptr_not_equal(believed, MAP_FAILED);
+    start(OWNER);
+    assert_status(status_of(OWNER, do_look), PM_OK);
+    spawn(OWNER, CHILD);
+    assert_true(ask(CHILD, do_ask_for_kin, 0, 0).number);
+    tell(OWNER, do_claim_in_turns, PORT, 0);
+    for (int tries = 0; atomic_load(&believed->lendings) == 0; tries++) {
+        assert_in_range(tries, 0, 100);
+        ask(CHILD, do_borrow_often, PORT, ROUNDS);
+    }
+    atomic_store(&believed->quit, 1);
+    heard(OWNER);
+    assert_int_equal(believed->violations, 0);
+    assert_status(status_of(OWNER, do_look), PM_OK);
 }
 
-static void test_both_halves_come_back_the_owners_first(void **state)
+static void test_owner_and_heir_never_hold_for_two_names(void **state)
 {
     (void)state;
-    scene(replace_owner_first);
+    scene(lend_while_names_change);
 }
-
-static void test_both_halves_come_back_the_heirs_first(void **state)
-{
-    (void)state;
-    scene(replace_heir_first);
-}
-
-#define TEST(name) cmocka_unit_test_setup_teardown(name, make_folder, remove_folder)
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(test_a_child_borrows),
-        TEST(test_the_first_port_of_the_name_is_lent),
-        TEST(test_a_grandchild_takes_the_heirs_place),
-        TEST(test_a_grandchild_borrows_from_the_owner),
-        TEST(test_there_is_one_heir_at_a_time),
-        TEST(test_an_ancestor_that_comes_later_is_known),
-        TEST(test_a_holder_of_this_process_refuses),
-        TEST(test_another_name_borrows_nothing),
-        TEST(test_what_has_no_name_is_not_lent),
-        TEST(test_the_heir_holds_when_the_owner_is_dead),
-        TEST(test_the_owners_release_leaves_the_heirs_half),
-        TEST(test_the_owners_withdrawal_leaves_the_heirs_half),
-        TEST(test_the_heirs_release_leaves_the_owners_half),
-        TEST(test_a_dead_owner_lends_nothing),
-        TEST(test_a_dead_owners_tag_matches_nobody_elses),
-        TEST(test_a_claim_for_another_name_has_another_tag),
-        TEST(test_a_dead_slot_is_nobodys_kin),
-        TEST(test_a_reused_pid_is_no_kin),
-        TEST(test_both_halves_come_back_the_owners_first),
-        TEST(test_both_halves_come_back_the_heirs_first),
+        TEST_WITH_FOLDER(test_a_child_is_lent_its_parents_port),
+        TEST_WITH_FOLDER(test_others_and_other_names_are_lent_nothing),
+        TEST_WITH_FOLDER(test_the_first_port_of_a_range_is_lent),
+        TEST_WITH_FOLDER(test_an_ancestor_may_take_part_later),
+        TEST_WITH_FOLDER(test_a_descendant_takes_the_heirs_place),
+        TEST_WITH_FOLDER(test_a_grandchild_is_lent_its_ancestors_port),
+        TEST_WITH_FOLDER(test_an_heir_that_died_or_gave_back_is_replaced),
+        TEST_WITH_FOLDER(test_the_port_is_free_when_owner_and_heir_are_dead),
+        TEST_WITH_FOLDER(test_a_dead_owner_lends_nothing),
+        TEST_WITH_FOLDER(test_the_heir_of_a_dead_owner_lends_on),
+        TEST_WITH_FOLDER(test_the_owners_release_leaves_the_heir_its_port),
+        TEST_WITH_FOLDER(test_the_heirs_release_leaves_the_owner_its_port),
+        TEST_WITH_FOLDER(test_only_the_name_of_now_counts),
+        TEST_WITH_FOLDER(test_a_recycled_pid_is_no_ancestor),
+        TEST_WITH_FOLDER(test_a_dead_owners_tag_says_nothing),
+        TEST_WITH_FOLDER(test_owner_and_heir_never_hold_for_two_names),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests_name("ledger, lending", tests, NULL, NULL);
 }

@@ -1,267 +1,14 @@
 /* The ledger between processes: who excludes whom, and what ends a hold. */
-#include "support.h"
+#include "actors.h"
 
-#include <ftw.h>
-#include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
-#include <time.h>
-
-#include "core/ledger.h"
-
-/* Nothing here touches a socket, so any number does. */
-enum { PORT = 40000, ACTORS = 9, PATIENCE_MS = 20000 };
-
-/* ---- a ledger for each test ---------------------------------------------------------------- */
-
-static char folder[PATH_MAX], path[PATH_MAX + 16];
-
-static int make_folder(void **state)
-{
-    char name[] = "/tmp/portmanager-processes-XXXXXX";
-    (void)state;
-
-    if (!mkdtemp(name) || !realpath(name, folder)) {
-        return -1;
-    }
-    snprintf(path, sizeof path, "%s/ledger", folder);
-    return setenv("PORTMANAGER_LEDGER", path, 1);
-}
-
-static int remove_one(const char *name, const struct stat *status, int type, struct FTW *walk)
-{
-    (void)status, (void)type, (void)walk;
-    return remove(name);
-}
-
-static int remove_folder(void **state)
-{
-    (void)state;
-    return nftw(folder, remove_one, 8, FTW_DEPTH | FTW_PHYS);
-}
-
-static size_t files_in_folder(void)
-{
-    DIR *directory = opendir(folder);
-    size_t count = 0;
-
-    assert_non_null(directory);
-    for (const struct dirent *entry; (entry = readdir(directory)) != NULL;) {
-        count += entry->d_name[0] != '.';
-    }
-    closedir(directory);
-    return count;
-}
-
-/* The file as it is, without taking part. */
-static pm_ledger_map mapped(void)
-{
-    pm_ledger_map map;
-    pm_trouble trouble;
-    int fd;
-
-    assert_status(pm_ledger_file_open(path, &map, &fd, &trouble), PM_OK);
-    close(fd);
-    return map;
-}
-
-static void create_with_slots(uint32_t slots)
-{
-    pm_trouble trouble;
-    assert_status(pm_ledger_file_create(path, slots, &trouble), PM_OK);
-}
-
-/* ---- actors: processes that do what they are told ------------------------------------------- */
-
-typedef struct {
-    int status;
-    uint64_t number;
-    char text[256];
-} actor_answer;
-
-typedef struct actor_order actor_order;
-struct actor_order {
-    actor_answer (*what)(const actor_order *order); /* the same address in all, for they are forked */
-    uint16_t port;
-    uint64_t number;
-};
-
-typedef struct {
-    pid_t pid;
-    int orders[2], answers[2];
-} actor;
-
-static actor actors[ACTORS];
-static pm_holder me; /* of this process */
-
-static _Noreturn void act(unsigned self)
-{
-    actor_order order;
-
-    is_child = true;
-    alarm(CHILD_SECONDS);
-    for (unsigned i = 0; i < ACTORS; i++) {
-        close(actors[i].orders[1]); /* so that all end with the test */
-    }
-    me = pm_ledger_enroll();
-    while (read(actors[self].orders[0], &order, sizeof order) == (ssize_t)sizeof order) {
-        actor_answer answer = order.what(&order);
-        if (write(actors[self].answers[1], &answer, sizeof answer) != (ssize_t)sizeof answer) {
-            break;
-        }
-    }
-    _exit(0);
-}
-
-static pid_t fork_actor(unsigned number)
-{
-    fflush(NULL);
-    pid_t pid = fork();
-    if (pid == 0) {
-        act(number);
-    }
-    return pid;
-}
-
-static void start(unsigned number)
-{
-    actors[number].pid = fork_actor(number);
-    assert_true(actors[number].pid > 0);
-}
-
-static void tell(unsigned number, actor_answer (*what)(const actor_order *), uint16_t port, uint64_t argument)
-{
-    actor_order order = {.what = what, .port = port, .number = argument};
-    assert_int_equal(write(actors[number].orders[1], &order, sizeof order), sizeof order);
-}
-
-static actor_answer heard(unsigned number)
-{
-    struct pollfd ready = {.fd = actors[number].answers[0], .events = POLLIN};
-    actor_answer answer;
-
-    if (poll(&ready, 1, PATIENCE_MS) != 1) {
-        fail_msg("actor %u does not answer", number);
-    }
-    assert_int_equal(read(ready.fd, &answer, sizeof answer), sizeof answer);
-    return answer;
-}
-
-static actor_answer ask(unsigned number, actor_answer (*what)(const actor_order *), uint16_t port, uint64_t argument)
-{
-    tell(number, what, port, argument);
-    return heard(number);
-}
-
-static pm_status status_of(unsigned number, actor_answer (*what)(const actor_order *))
-{
-    return (pm_status)ask(number, what, PORT, 0).status;
-}
-
-/* Dead, and what it had is closed. */
-static void kill_actor(unsigned number)
-{
-    int status;
-    assert_int_equal(kill(actors[number].pid, SIGKILL), 0);
-    assert_int_equal(waitpid(actors[number].pid, &status, 0), actors[number].pid);
-    assert_true(WIFSIGNALED(status));
-}
-
-/* Runs a test's body where it may have actors. */
-static void run_scene(void *body)
-{
-    prctl(PR_SET_CHILD_SUBREAPER, 1);
-    for (unsigned i = 0; i < ACTORS; i++) {
-        assert_int_equal(pipe2(actors[i].orders, O_CLOEXEC), 0);
-        assert_int_equal(pipe2(actors[i].answers, O_CLOEXEC), 0);
-    }
-    (*(void (**)(void))body)();
-}
-
-static void scene(void (*body)(void))
-{
-    in_child(run_scene, &body);
-}
-
-static actor_answer do_claim(const actor_order *order)
-{
-    pm_name name = {.key = order->number};
-    pm_claim claim;
-    pm_status status = pm_ledger_check();
-
-    if (status == PM_OK) {
-        status = pm_ledger_claim(me, order->port, &name, &claim);
-        return (actor_answer){.status = (int)status, .number = claim.holder};
-    }
-    return (actor_answer){.status = (int)status};
-}
-
-/* Without a check, as whoever checked a moment ago does. */
-static actor_answer do_claim_only(const actor_order *order)
-{
-    pm_name name = {.key = 0};
-    pm_claim claim;
-    pm_status status = pm_ledger_claim(me, order->port, &name, &claim);
-    return (actor_answer){.status = (int)status, .number = claim.inherited};
-}
-
-static actor_answer do_release(const actor_order *order)
-{
-    pm_ledger_release(me, order->port);
-    return (actor_answer){.status = PM_OK};
-}
-
-static actor_answer do_withdraw(const actor_order *order)
-{
-    pm_ledger_withdraw(me, order->port);
-    return (actor_answer){.status = PM_OK};
-}
-
-static actor_answer do_look(const actor_order *order)
-{
-    pm_holder holder;
-    pm_status status = pm_ledger_check();
-
-    if (status == PM_OK) {
-        status = pm_ledger_look(order->port, &holder);
-        return (actor_answer){.status = (int)status, .number = holder};
-    }
-    return (actor_answer){.status = (int)status};
-}
-
-static actor_answer do_notice(const actor_order *order)
-{
-    pm_trouble trouble = {{0}};
-    actor_answer answer = {.status = (int)pm_ledger_check()};
-
-    (void)order;
-    answer.number = pm_ledger_notice(&trouble);
-    snprintf(answer.text, sizeof answer.text, "%.*s", (int)sizeof answer.text - 1, trouble.text);
-    return answer;
-}
+#include <sys/file.h>
 
 static actor_answer do_enroll(const actor_order *order)
 {
     (void)order;
     return (actor_answer){.number = pm_ledger_enroll()};
-}
-
-static actor_answer do_name_yourself(const actor_order *order)
-{
-    (void)order;
-    return (actor_answer){.number = me};
-}
-
-/* An actor's child is another actor. */
-static actor_answer do_spawn(const actor_order *order)
-{
-    return (actor_answer){.number = (uint64_t)fork_actor((unsigned)order->number)};
-}
-
-static void spawn(unsigned parent, unsigned child)
-{
-    actors[child].pid = (pid_t)ask(parent, do_spawn, 0, child).number;
-    assert_true(actors[child].pid > 0);
 }
 
 /* ---- exclusion ----------------------------------------------------------------------------- */
@@ -281,8 +28,8 @@ static void exclude(void)
     ask(1, do_release, PORT, 0); /* not its own */
     ask(1, do_withdraw, PORT, 0);
     assert_status(status_of(1, do_claim), PM_HELD);
-    assert_status((pm_status)ask(1, do_claim, PORT + 1, 0).status, PM_OK);
-    assert_status((pm_status)ask(0, do_claim, PORT + 1, 0).status, PM_HELD);
+    assert_status(status_at(1, do_claim, PORT + 1), PM_OK);
+    assert_status(status_at(0, do_claim, PORT + 1), PM_HELD);
 
     ask(0, do_release, PORT, 0);
     assert_status(status_of(1, do_claim), PM_OK);
@@ -400,8 +147,9 @@ static void test_exec_frees(void **state)
 /* Closes everything but the standard ones and the pipes of this actor. */
 static actor_answer do_close_all(const actor_order *order)
 {
-    const actor *self = &actors[order->number];
+    const actor *self = &actors[my_number];
     int low = self->orders[0], high = self->answers[1];
+    (void)order;
 
     if (low > high) {
         low = self->answers[1];
@@ -419,29 +167,72 @@ static void close_all(void)
 {
     start(0);
     start(1);
-    assert_status((pm_status)ask(1, do_claim, PORT + 1, 0).status, PM_OK);
+    assert_status(status_at(1, do_claim, PORT + 1), PM_OK);
     assert_status(status_of(0, do_claim), PM_OK);
     if (ask(0, do_close_all, 0, 0).status != 0) {
         skip_because("this kernel has no close_range");
     }
     assert_status(status_of(1, do_claim), PM_HELD);
     /* It goes on, and is not misled. */
-    assert_status((pm_status)ask(0, do_claim_only, PORT + 1, 0).status, PM_HELD);
-    assert_status((pm_status)ask(0, do_claim, PORT + 1, 0).status, PM_HELD);
-    assert_status((pm_status)ask(0, do_claim, PORT + 2, 0).status, PM_OK);
-    assert_status((pm_status)ask(1, do_claim, PORT + 2, 0).status, PM_HELD);
+    assert_status(status_at(0, do_claim_only, PORT + 1), PM_HELD);
+    assert_status(status_at(0, do_claim, PORT + 1), PM_HELD);
+    assert_status(status_at(0, do_claim, PORT + 2), PM_OK);
+    assert_status(status_at(1, do_claim, PORT + 2), PM_HELD);
     ask(0, do_close_all, 0, 0);
     ask(0, do_release, PORT, 0); /* nor is a release, which has no check before it */
     assert_status(status_of(1, do_claim), PM_OK);
-    assert_status((pm_status)ask(1, do_claim, PORT + 2, 0).status, PM_HELD);
+    assert_status(status_at(1, do_claim, PORT + 2), PM_HELD);
     kill_actor(0);
-    assert_status((pm_status)ask(1, do_claim, PORT + 2, 0).status, PM_OK);
+    assert_status(status_at(1, do_claim, PORT + 2), PM_OK);
 }
 
 static void test_holds_outlast_their_descriptors(void **state)
 {
     (void)state;
     scene(close_all);
+}
+
+/* The traps of other kinds of locks: any of these would have dropped a record lock. */
+static actor_answer do_use_file(const actor_order *order)
+{
+    struct flock whole = {.l_type = F_RDLCK, .l_whence = SEEK_SET};
+    static const int modes[] = {O_RDWR, O_RDONLY, O_WRONLY};
+    (void)order;
+
+    for (size_t i = 0; i < sizeof modes / sizeof *modes; i++) {
+        int fd = open(path, modes[i] | O_CLOEXEC), copy = dup(fd);
+        if (fd < 0 || copy < 0) {
+            return (actor_answer){.status = -1};
+        }
+        whole.l_type = F_RDLCK;
+        fcntl(fd, F_SETLK, &whole);
+        whole.l_type = F_UNLCK;
+        fcntl(fd, F_SETLK, &whole);
+        flock(fd, LOCK_SH | LOCK_NB);
+        close(fd);
+        close(copy);
+    }
+    return (actor_answer){.status = 0};
+}
+
+static void use_file(void)
+{
+    start(0);
+    start(1);
+    assert_status(status_of(0, do_claim), PM_OK);
+    for (unsigned user = 0; user < 2; user++) {
+        assert_int_equal(ask(user, do_use_file, 0, 0).status, 0);
+        assert_status(status_of(1, do_claim), PM_HELD);
+    }
+    spawn(0, 2); /* a child that did not take part does no harm either */
+    assert_int_equal(ask(2, do_use_file, 0, 0).status, 0);
+    assert_status(status_of(1, do_claim), PM_HELD);
+}
+
+static void test_holds_outlast_other_uses_of_the_file(void **state)
+{
+    (void)state;
+    scene(use_file);
 }
 
 /* Puts another file in the place of each descriptor of the ledger: how many were there? */
@@ -484,7 +275,7 @@ static actor_answer do_claim_misled(const actor_order *order)
     unsigned replaced = replace_descriptors(fd);
     close(fd);
     return (actor_answer){.status = (int)pm_ledger_claim(me, order->port, &name, &claim),
-                    .number = replaced};
+                          .number = replaced};
 }
 
 static void reuse_descriptor(void)
@@ -500,11 +291,11 @@ static void reuse_descriptor(void)
         assert_status(status_of(1, do_look), PM_HELD);
     }
     /* Those of the one who asked hold, too, and its releases count. */
-    assert_status((pm_status)ask(1, do_claim, PORT + 1, 0).status, PM_OK);
+    assert_status(status_at(1, do_claim, PORT + 1), PM_OK);
     assert_status((pm_status)ask(1, do_claim_misled, PORT, 0).status, PM_HELD);
-    assert_status((pm_status)ask(0, do_claim, PORT + 1, 0).status, PM_HELD);
+    assert_status(status_at(0, do_claim, PORT + 1), PM_HELD);
     ask(1, do_release, PORT + 1, 0);
-    assert_status((pm_status)ask(0, do_claim, PORT + 1, 0).status, PM_OK);
+    assert_status(status_at(0, do_claim, PORT + 1), PM_OK);
     assert_false(ask(1, do_notice, 0, 0).number);
 }
 
@@ -512,6 +303,52 @@ static void test_a_reused_descriptor_does_not_hide_who_lives(void **state)
 {
     (void)state;
     scene(reuse_descriptor);
+}
+
+/* Goes on with another file in the place of the ledger's descriptor. The answer's: where that file
+ * is read next. */
+static actor_answer do_read_on(const actor_order *order)
+{
+    static const char text[] = "of another kind";
+    char other[PATH_MAX + 32], byte;
+    pm_holder holder;
+
+    snprintf(other, sizeof other, "%s/other", folder);
+    int fd = open(other, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (write(fd, text, sizeof text) != (ssize_t)sizeof text || lseek(fd, 0, SEEK_SET) != 0 ||
+        read(fd, &byte, 1) != 1) {
+        return (actor_answer){.status = -1};
+    }
+    if (order->number) {
+        pm_ledger_check();
+        replace_descriptors(fd);
+        pm_ledger_look(order->port, &holder);
+        pm_ledger_check();
+    } else {
+        replace_descriptors(fd);
+        pm_ledger_release(me, order->port);
+    }
+    return (actor_answer){.number = (uint64_t)lseek(fd, 0, SEEK_CUR)};
+}
+
+static void read_other_file(void)
+{
+    start(0);
+    for (int i = 0; i < 20; i++) {
+        assert_status(status_of(0, do_claim), PM_OK);
+        for (uint64_t checks = 0; checks < 2; checks++) {
+            actor_answer at = ask(0, do_read_on, PORT, checks);
+            assert_int_equal(at.status, 0);
+            assert_int_equal(at.number, 1);
+        }
+        ask(0, do_release, PORT, 0);
+    }
+}
+
+static void test_a_reused_descriptor_is_left_as_it_is(void **state)
+{
+    (void)state;
+    scene(read_other_file);
 }
 
 /* ---- forked children ----------------------------------------------------------------------- */
@@ -547,8 +384,8 @@ static void start_empty(void)
     start(2);
     assert_status(status_of(2, do_claim), PM_HELD);
     /* Nor the other way round. */
-    assert_status((pm_status)ask(1, do_claim, PORT + 1, 0).status, PM_OK);
-    assert_status((pm_status)ask(0, do_claim, PORT + 1, 0).status, PM_HELD);
+    assert_status(status_at(1, do_claim, PORT + 1), PM_OK);
+    assert_status(status_at(0, do_claim, PORT + 1), PM_HELD);
     actor_answer own = ask(0, do_look, PORT, 0);
     assert_status((pm_status)own.status, PM_HELD);
     assert_int_equal(own.number, parent);
@@ -688,6 +525,35 @@ static void test_a_slot_is_retired_after_its_last_generation(void **state)
     scene(use_last_generation);
 }
 
+/* The lock of a slot's next holder does not bring the last one's holds back. */
+static void reuse_slot(void)
+{
+    create_with_slots(2);
+    pm_ledger_map map = mapped();
+    start(1);
+    start(0);
+    assert_status(status_of(1, do_look), PM_OK);
+    assert_status(status_of(0, do_claim), PM_OK);
+    for (uint32_t generation = 2; generation < 12; generation++) {
+        kill_actor(0);
+        start(0);
+        assert_status(status_at(0, do_claim, PORT + 1), PM_OK);
+        assert_int_equal(atomic_load(&map.slots[2].generation), generation);
+        actor_answer claimed = ask(1, do_claim, PORT, 0);
+        assert_status((pm_status)claimed.status, PM_OK);
+        ask(1, do_release, PORT, 0);
+        assert_status(status_at(1, do_claim, PORT + 1), PM_HELD);
+        assert_status(status_of(0, do_claim), PM_OK);
+    }
+    pm_ledger_file_unmap(&map);
+}
+
+static void test_a_slots_next_holder_has_nothing_of_the_last(void **state)
+{
+    (void)state;
+    scene(reuse_slot);
+}
+
 static void share_one_slot(void)
 {
     create_with_slots(1);
@@ -704,7 +570,7 @@ static void share_one_slot(void)
     assert_status(status_of(1, do_claim), PM_HELD);
     assert_status(status_of(0, do_look), PM_HELD);
     ask(1, do_release, PORT, 0);
-    assert_status((pm_status)ask(1, do_claim, PORT + 1, 0).status, PM_OK);
+    assert_status(status_at(1, do_claim, PORT + 1), PM_OK);
 
     /* The slot becomes free: the second takes part, with what it holds. */
     kill_actor(0);
@@ -722,65 +588,24 @@ static void test_who_finds_no_slot_is_alone_until_there_is_one(void **state)
     scene(share_one_slot);
 }
 
-/* ---- the first use ------------------------------------------------------------------------- */
-
-static void use_first_at_once(void)
-{
-    enum { USERS = 8 };
-    unsigned winners = 0;
-
-    for (unsigned i = 0; i < USERS; i++) {
-        start(i);
-    }
-    for (unsigned i = 0; i < USERS; i++) {
-        tell(i, do_claim, PORT, 0);
-    }
-    for (unsigned i = 0; i < USERS; i++) {
-        actor_answer claimed = heard(i);
-        winners += claimed.status == PM_OK;
-        assert_true(claimed.status == PM_OK || claimed.status == PM_HELD);
-    }
-    assert_int_equal(winners, 1);
-    assert_int_equal(files_in_folder(), 1);
-    for (unsigned i = 0; i < USERS; i++) {
-        assert_string_equal(ask(i, do_notice, 0, 0).text, "");
-        assert_status((pm_status)ask(i, do_claim, (uint16_t)(PORT + 1 + i), 0).status, PM_OK);
-    }
-    for (unsigned i = 0; i < USERS; i++) {
-        for (unsigned other = 0; other < USERS; other++) {
-            assert_status((pm_status)ask(i, do_look, (uint16_t)(PORT + 1 + other), 0).status,
-                          PM_HELD);
-        }
-    }
-}
-
-static void test_processes_that_come_first_make_one_file(void **state)
-{
-    (void)state;
-    for (int i = 0; i < 10; i++) {
-        scene(use_first_at_once);
-        assert_int_equal(unlink(path), 0);
-    }
-}
-
-#define TEST(name) cmocka_unit_test_setup_teardown(name, make_folder, remove_folder)
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(test_two_processes_exclude_each_other),
-        TEST(test_a_stopped_process_holds),
-        TEST(test_a_killed_process_frees_at_once),
-        TEST(test_a_killed_process_frees_though_its_child_lives),
-        TEST(test_exec_frees),
-        TEST(test_holds_outlast_their_descriptors),
-        TEST(test_a_reused_descriptor_does_not_hide_who_lives),
-        TEST(test_a_forked_child_starts_empty),
-        TEST(test_a_child_does_not_give_its_parents_numbers_again),
-        TEST(test_a_fork_while_a_slot_is_taken_keeps_no_lock),
-        TEST(test_a_slot_is_retired_after_its_last_generation),
-        TEST(test_who_finds_no_slot_is_alone_until_there_is_one),
-        TEST(test_processes_that_come_first_make_one_file),
+        TEST_WITH_FOLDER(test_two_processes_exclude_each_other),
+        TEST_WITH_FOLDER(test_a_stopped_process_holds),
+        TEST_WITH_FOLDER(test_a_killed_process_frees_at_once),
+        TEST_WITH_FOLDER(test_a_killed_process_frees_though_its_child_lives),
+        TEST_WITH_FOLDER(test_exec_frees),
+        TEST_WITH_FOLDER(test_holds_outlast_their_descriptors),
+        TEST_WITH_FOLDER(test_holds_outlast_other_uses_of_the_file),
+        TEST_WITH_FOLDER(test_a_reused_descriptor_does_not_hide_who_lives),
+        TEST_WITH_FOLDER(test_a_reused_descriptor_is_left_as_it_is),
+        TEST_WITH_FOLDER(test_a_forked_child_starts_empty),
+        TEST_WITH_FOLDER(test_a_child_does_not_give_its_parents_numbers_again),
+        TEST_WITH_FOLDER(test_a_fork_while_a_slot_is_taken_keeps_no_lock),
+        TEST_WITH_FOLDER(test_a_slot_is_retired_after_its_last_generation),
+        TEST_WITH_FOLDER(test_a_slots_next_holder_has_nothing_of_the_last),
+        TEST_WITH_FOLDER(test_who_finds_no_slot_is_alone_until_there_is_one),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests_name("ledger, processes", tests, NULL, NULL);
 }
