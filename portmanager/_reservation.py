@@ -10,9 +10,10 @@ import operator
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from datetime import datetime
 from types import TracebackType
-from typing import Generic, Literal, TypeVar, overload
+from typing import Generic, Literal, NoReturn, TypeVar, overload
 
 from portmanager import _native
 from portmanager._native import PortReservation
@@ -79,13 +80,23 @@ class Reservation(Generic[T_co]):
         """Give the ports back."""
         self.release()
 
-    def __del__(self) -> None:
+    def __del__(
+        self,
+        # At exit the modules may be gone already.
+        is_exit: Callable[[], bool] = sys.is_finalizing,
+        getpid: Callable[[], int] = os.getpid,
+        warn: Callable[..., None] = warnings.warn,
+    ) -> None:
         """Give the ports back, and say that nobody did. Not at exit, which is an end too."""
         if getattr(self, "_held", None) is None:
             return
-        if self._pid == os.getpid() and not sys.is_finalizing():
-            warnings.warn(f"unreleased {self!r}", ResourceWarning, source=self, stacklevel=2)
+        if not is_exit() and self._pid == getpid():
+            warn(f"unreleased {self!r}", ResourceWarning, source=self, stacklevel=2)
         self.release()
+
+    def __reduce__(self) -> NoReturn:
+        """Neither copied nor pickled: two would give one port back."""
+        raise TypeError(f"cannot copy or pickle {self!r}")
 
     def __repr__(self) -> str:
         """Say which ports, and whether they are held."""

@@ -376,6 +376,28 @@ def test_port_that_is_none(manager: PortManager, port: Any) -> None:
         finish(manager.bind_port("api")).close()
 
 
+@pytest.mark.parametrize("port", [-1, 0, 65536, 65536 + 7000, 10**30, "7000", None, 7000.0])
+def test_override_whose_port_is_none(manager: PortManager, port: Any) -> None:
+    """Nor is any port the kernel likes listened on, which nobody holds."""
+    answer = PortAllocation("api", 7000, port, "allocated")
+    with (
+        mock.patch.object(PortManager, "allocate_port", return_value=answer),
+        pytest.raises((ValueError, TypeError, OSError)),
+    ):
+        finish(manager.bind_port("api")).close()
+
+
+def test_taken_since_it_was_allocated(manager: PortManager, free_port: int) -> None:
+    """By one who does not take part; the allocation stays, for that may pass."""
+    allocation = finish(manager.allocate_port("api"))
+    with socket.create_server(("127.0.0.1", free_port)):
+        with pytest.raises(OSError, match=str(free_port)) as caught:
+            finish(manager.bind_port("api"))
+        assert caught.value.errno == errno.EADDRINUSE
+    finish(manager.bind_port("api")).close()
+    assert manager.allocated_ports["api"] is allocation
+
+
 def test_probe_that_is_overridden(manager: PortManager) -> None:
     with (
         mock.patch.object(manager, "is_port_available", return_value=False) as probe,

@@ -14,7 +14,7 @@ def test_example(path: Path, tmp_path: Path) -> None:
     if "uvicorn" in path.stem:
         pytest.importorskip("uvicorn", reason="the example is one for uvicorn")
     # Programs started by hand have no test runner among their ancestors, nor its folder.
-    command = [sys.executable, "-X", "dev", str(path)]
+    command = [sys.executable, "-W", "default::ResourceWarning", str(path)]
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
     )

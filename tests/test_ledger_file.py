@@ -1,5 +1,6 @@
 """The file that reservations are shared by: where it is, and what is done where it is spoilt."""
 
+import contextlib
 import ctypes
 import errno
 import functools
@@ -281,6 +282,10 @@ def garbage() -> None:
     file().write_bytes(os.urandom(file().stat().st_size))
 
 
+def small_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+
+
 def no_tmp() -> None:
     os.chroot("/tmp")
 
@@ -306,6 +311,7 @@ SPOILT: dict[str, tuple[Callable[[], object], str]] = {
     "another version": (lambda: overwrite(99, at=16), "same version"),
     "another layout": (lambda: overwrite(4096, at=20), "remove it"),
     "a full disk": (lambda: own_tmp("size=1m,mode=1777"), ELSEWHERE),
+    "a limit of file sizes": (small_files, ELSEWHERE),
     "a read-only /tmp": (lambda: own_tmp("ro"), ELSEWHERE),
     "no /tmp": (no_tmp, ELSEWHERE),
 }
@@ -352,6 +358,23 @@ def test_spoilt_and_repaired() -> None:
     assert ["mode 0777" in texts[0], "mode 0770" in texts[1], len(texts)] == [True, True, 2]
 
 
+def in_a_container() -> list[Any]:
+    for name in ("lower", "upper", "work", "merged"):
+        Path("/tmp", name).mkdir()
+    options = "lowerdir=/tmp/lower,upperdir=/tmp/upper,workdir=/tmp/work"
+    done = subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", "/tmp"], check=False)
+    log, mine = Log(), Managers("api", "web")
+    return [done.returncode, mine.ports, port_of_another(), log.texts]
+
+
+def test_in_a_container() -> None:
+    """Whose /tmp is of the image, on overlayfs, as that of Docker and Podman is."""
+    status, ports, another, texts = run(in_a_container)
+    if status:
+        pytest.skip("overlayfs cannot be mounted here")
+    assert (ports, another, texts) == ([PORT, PORT + 1], PORT + 2, [])
+
+
 # ---- while it is in use -----------------------------------------------------------------------
 
 
@@ -368,7 +391,17 @@ def replace_after_use() -> None:
     good_file()
 
 
+def reuse_its_descriptor() -> None:
+    """As whoever closes everything does, a daemon for one."""
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{name}") == str(file()):
+                os.close(int(name))
+                assert os.open(os.devnull, os.O_RDONLY) == int(name)
+
+
 LOSE: dict[str, Callable[[], object]] = {
+    "descriptor closed": reuse_its_descriptor,
     "removed": lambda: file().unlink(),
     "folder removed": lambda: shutil.rmtree(folder()),
     "renamed": lambda: file().rename(folder() / "old"),

@@ -539,6 +539,44 @@ def test_heir_outlives_the_owner(stage: Stage, free_port: int, ending: str) -> N
     assert is_free(free_port)
 
 
+@pytest.mark.parametrize("ending", ["exit", "kill"])
+@pytest.mark.parametrize("how", ["popen", "fork"])
+def test_heir_of_an_heir(stage: Stage, free_port: int, ending: str, how: str) -> None:
+    """A reloader whose launcher was killed lends on, and holds the port when its child is gone."""
+    launcher = stage()
+    assert ask(launcher, "api", free_port) == default(free_port)
+    reloader = stage.by(launcher)
+    assert ask(reloader, "api", free_port) == default(free_port)
+    launcher.kill()
+    for _ in range(3):
+        child = stage.by(reloader, how)
+        assert ask(child, "api", free_port) == default(free_port)
+        assert ask(stage(), "api", free_port) == refused(free_port)
+        getattr(child, ending)()
+        assert reloader("manager.get_port('api')") == free_port
+        assert not is_free(free_port)
+    reloader.kill()
+    assert is_free(free_port)
+
+
+def test_child_that_lives_on(stage: Stage, free_port: int) -> None:
+    """The program of a reloader that was killed keeps the port, and who starts anew is refused."""
+    launcher = stage()
+    assert ask(launcher, "api", free_port) == default(free_port)
+    reloader = stage.by(launcher)
+    assert ask(reloader, "api", free_port) == default(free_port)
+    child = stage.by(reloader)
+    assert ask(child, "api", free_port) == default(free_port)
+    reloader.kill()
+    second = stage.by(launcher)
+    assert ask(second, "api", free_port) == refused(free_port)
+    launcher.kill()
+    assert not is_free(free_port)
+    assert ask(second, "api", free_port) == refused(free_port)
+    child.kill()
+    assert ask(second, "api", free_port) == default(free_port)
+
+
 def test_both_end(stage: Stage, free_port: int) -> None:
     parent = stage()
     assert ask(parent, "api", free_port) == default(free_port)

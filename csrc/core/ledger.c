@@ -13,6 +13,7 @@ static _Atomic(pm_holder) last_enrolled;
 
 pm_holder pm_ledger_enroll(void)
 {
+    pm_ledger_prepare();
     return atomic_fetch_add_explicit(&last_enrolled, 1, memory_order_relaxed) + 1;
 }
 
@@ -84,12 +85,14 @@ static void copy_label(char label[PM_LABEL_SIZE], const char *text)
     }
 }
 
+/* An empty name has something behind its end, so that it differs from none. */
 static void write_label(pm_entry *entry, const char *text)
 {
     uint64_t words[PM_LABEL_SIZE / sizeof(uint64_t)] = {0};
 
     if (text) {
         memcpy(words, text, strlen(text));
+        ((char *)words)[1] = text[0] == '\0' ? 1 : ((char *)words)[1];
     }
     for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
         atomic_store_explicit(&entry->label[i], words[i], memory_order_relaxed);
@@ -395,7 +398,7 @@ static void read_label(const pm_entry *entry, pm_held *held)
     }
     memcpy(held->label, words, PM_LABEL_SIZE);
     held->label[PM_LABEL_SIZE - 1] = '\0';
-    held->has_label = held->label[0] != '\0';
+    held->has_label = held->label[0] != '\0' || held->label[1] != '\0';
 }
 
 /* What another process holds; false if nobody does. */
@@ -475,6 +478,10 @@ static bool reclaim_shared(pm_ledger_state *state, uint16_t port, bool as_heir)
     do {
         pm_half owner = pm_owner_of(word), heir = pm_heir_of(word);
         if (pm_ledger_lives(state, as_heir ? heir : owner)) {
+            return false;
+        }
+        /* A stranger was quicker: we are no heir of its. */
+        if (as_heir && pm_ledger_lives(state, owner) && !pm_ledger_is_kin(state, owner)) {
             return false;
         }
         mine = as_heir ? pm_word_of(owner, state->half) : pm_word_of(state->half, heir);

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
@@ -63,6 +64,11 @@ static void make_own(void)
     wiped_by_kernel = madvise(memory, sizeof(pm_ledger_state), MADV_WIPEONFORK) == 0;
     atomic_store(&own, memory);
     pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+}
+
+void pm_ledger_prepare(void)
+{
+    pthread_once(&once, make_own);
 }
 
 pm_ledger_state *pm_ledger_lock(void)
@@ -308,7 +314,8 @@ static pm_status verify(pm_ledger_state *state, int64_t now)
 
 static bool has_size(const pm_ledger_state *state)
 {
-    return lseek(asking_fd, 0, SEEK_END) == (off_t)state->map.size;
+    int size; /* from the position on, which nobody moves; lseek would move that of another file */
+    return ioctl(asking_fd, FIONREAD, &size) == 0 && size >= 0 && (size_t)size == state->map.size;
 }
 
 static bool is_own_slot(const pm_ledger_state *state)

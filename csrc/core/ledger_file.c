@@ -127,15 +127,15 @@ static pm_status open_own_folder(const char *path, int *fd, pm_trouble *trouble)
     if (!made && errno != EEXIST) {
         return fail_by_errno(trouble, "make", path);
     }
+    if (made && chmod(path, 0700) < 0) { /* whatever the umask */
+        return fail_by_errno(trouble, "chmod", path);
+    }
     *fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (*fd < 0) {
         if (errno == ELOOP || errno == ENOTDIR) {
             return fail(trouble, "%s is no folder: remove it", path);
         }
         return fail_by_errno(trouble, "open", path);
-    }
-    if (made && fchmod(*fd, 0700) < 0) { /* whatever the umask */
-        return fail_by_errno(trouble, "chmod", path);
     }
     if (fstat(*fd, &status) < 0) {
         return fail_by_errno(trouble, "stat", path);

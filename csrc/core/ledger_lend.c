@@ -44,6 +44,18 @@ static void find_kin(pm_ledger_state *state)
     }
 }
 
+/* Whoever took a slot since we looked may be an ancestor. */
+static void refresh_kin(pm_ledger_state *state)
+{
+    uint64_t takings = atomic_load(&state->map.header->takings); /* before the slots are read */
+
+    if (!state->kin_known || state->kin_takings != takings) {
+        find_kin(state);
+        state->kin_takings = takings;
+        state->kin_known = true;
+    }
+}
+
 bool pm_ledger_has_kin(void)
 {
     pm_ledger_state *state = pm_ledger_lock();
@@ -53,13 +65,7 @@ bool pm_ledger_has_kin(void)
         return false;
     }
     if (state->mode == PM_SHARED) {
-        /* Whoever took a slot since may be an ancestor. Read before the slots are. */
-        uint64_t takings = atomic_load(&state->map.header->takings);
-        if (!state->kin_known || state->kin_takings != takings) {
-            find_kin(state);
-            state->kin_takings = takings;
-            state->kin_known = true;
-        }
+        refresh_kin(state);
         any = state->kin_count > 0;
     }
     pm_ledger_unlock(state);
@@ -71,16 +77,17 @@ static bool has_generation(const pm_slot *slot, pm_half half)
     return atomic_load(&slot->generation) == (half & PM_GENERATION_MAX);
 }
 
-/* Is a half an ancestor's, now? What is known of kin may be old: the ancestor may have died, its
+/* What is known of kin may be old: the ancestor may have died, its
  * pid be a stranger's, its slot have another holder. So the slot's process is read between two
  * looks at the generation, and the way up to it is walked before and after, link by link: whoever
  * is still there then was there while we looked, and the slot its own. */
-static bool is_kin(pm_ledger_state *state, pm_half half)
+bool pm_ledger_is_kin(pm_ledger_state *state, pm_half half)
 {
     pm_process before[ANCESTORS_MAX], after[ANCESTORS_MAX], process;
     bool known = false;
     size_t count, way;
 
+    refresh_kin(state);
     for (uint32_t i = 0; i < state->kin_count; i++) {
         known |= state->kin[i] == half;
     }
@@ -119,15 +126,22 @@ static pm_status become_heir(pm_ledger_state *state, uint16_t port, uint64_t key
     if (owner == 0 || tag != pm_ledger_tag(key, owner) || (lent_as != 0 && lent_as != key)) {
         return PM_HELD;
     }
-    /* From the heir if one lives: a reloader's child takes its place. */
-    if (!is_kin(state, pm_ledger_lives(state, heir) ? heir : owner)) {
+    /* From the heir if one lives: a reloader's child takes its place. Where the owner is gone, the
+     * heir moves up into its place, for it goes on holding the port when we are gone. */
+    bool from_heir = pm_ledger_lives(state, heir);
+    bool moves_up = from_heir && !pm_ledger_lives(state, owner);
+    if (!pm_ledger_is_kin(state, from_heir ? heir : owner)) {
         return PM_HELD;
     }
-    if (!atomic_compare_exchange_strong(&entry->word, &word, pm_word_of(owner, state->half))) {
+    pm_half lender = moves_up ? heir : owner;
+    if (!atomic_compare_exchange_strong(&entry->word, &word, pm_word_of(lender, state->half))) {
         return PM_HELD;
     }
     state->locals[port].lent_as = key;
-    if (atomic_load(&entry->tag) != tag) {
+    if (moves_up) {
+        /* Until then nobody is lent the port: the old tag was the dead owner's. */
+        atomic_store(&entry->tag, pm_ledger_tag(key, lender));
+    } else if (atomic_load(&entry->tag) != tag) {
         /* The owner gave it back before, and has claimed it anew under another name. */
         pm_ledger_leave(state, port);
         return PM_HELD;

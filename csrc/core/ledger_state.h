@@ -68,12 +68,18 @@ typedef struct {
     pm_local locals[UINT16_MAX + 1];
 } pm_ledger_state;
 
+/* Makes the state, so that forks are seen from now on. */
+void pm_ledger_prepare(void);
+
 /* The state, locked; NULL if there is no memory for it. */
 pm_ledger_state *pm_ledger_lock(void);
 void pm_ledger_unlock(pm_ledger_state *state);
 
 /* Does the process live that a half stands for? Not known counts as yes. */
 bool pm_ledger_lives(pm_ledger_state *state, pm_half half);
+
+/* Is a half an ancestor's, now? Reads a small file for each ancestor, twice. */
+bool pm_ledger_is_kin(pm_ledger_state *state, pm_half half);
 
 /* What belongs into an entry's tag: a dead owner's never equals another's. Never 0. */
 uint64_t pm_ledger_tag(uint64_t key, pm_half owner);

@@ -1,12 +1,12 @@
 /* bind_port: allocate_port, and a socket that listens on the port at once. */
 #include <errno.h>
 #include <limits.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "core/listen.h"
 #include "ext/hosts.h"
 #include "ext/manager.h"
-#include "ext/raise.h"
 #include "ext/values.h"
 
 /* vars */
@@ -54,6 +54,34 @@ static pm_outcome refuse(pm_coroutine *co, PyObject *allocation)
     return PM_ERROR;
 }
 
+/* The port of an allocation that an override or a caller may have written. */
+static bool read_port(pm_coroutine *co, PyObject *allocation)
+{
+    bind_frame *frame = co->frame;
+    PyObject *port = PyObject_GetAttr(allocation, co->module_state->names.allocated_port);
+    bool good = port && pm_port_from(port, "allocated_port", 1, &frame->port);
+
+    Py_XDECREF(port);
+    return good;
+}
+
+static pm_outcome refuse_to_listen(pm_coroutine *co, int error, const char *why)
+{
+    const bind_frame *frame = co->frame;
+    PyObject *host = co->vars[HOST] ? PyObject_Repr(co->vars[HOST]) : NULL, *message, *arguments;
+
+    message =
+        host ? PyUnicode_FromFormat("%s (cannot listen on %U, port %ld)", why, host, frame->port)
+             : PyUnicode_FromFormat("%s (cannot listen on port %ld)", why, frame->port);
+    arguments = message ? Py_BuildValue("(iN)", error, message) : NULL;
+    if (arguments) {
+        PyErr_SetObject(PyExc_OSError, arguments);
+    }
+    Py_XDECREF(arguments);
+    Py_XDECREF(host);
+    return PM_ERROR;
+}
+
 /* socket.socket(fileno=fd), which takes the descriptor over. */
 static PyObject *make_socket(int fd)
 {
@@ -78,17 +106,11 @@ static pm_outcome listen_on(pm_coroutine *co, const pm_addresses *addresses, PyO
     int fd;
 
     if (pm_listen(addresses, (uint16_t)frame->port, frame->backlog, &fd) != PM_OK) {
-        pm_raise_unknown("cannot listen on", frame->port);
-        return PM_ERROR;
+        int error = errno;
+        return refuse_to_listen(co, error, strerror(error));
     }
     *out = make_socket(fd);
     return *out ? PM_DONE : PM_ERROR;
-}
-
-static pm_outcome nowhere(pm_coroutine *co)
-{
-    PyErr_Format(PyExc_OSError, "cannot listen on %R: the name has no address", co->vars[HOST]);
-    return PM_ERROR;
 }
 
 static pm_outcome allocate(pm_coroutine *co, PyObject **out)
@@ -103,7 +125,6 @@ static pm_outcome allocate(pm_coroutine *co, PyObject **out)
 
 static pm_outcome bind_port_step(pm_coroutine *co, PyObject *received, PyObject **out)
 {
-    bind_frame *frame = co->frame;
     pm_addresses addresses;
     pm_host host = PM_HOST_ERROR;
 
@@ -113,9 +134,13 @@ static pm_outcome bind_port_step(pm_coroutine *co, PyObject *received, PyObject 
     if (received && co->state == RESOLVED) {
         host = pm_host_resolved(received, &addresses);
     } else if (received) {
-        int allocated = pm_allocated_port(co->module_state, received, &frame->port);
+        long port;
+        int allocated = pm_allocated_port(co->module_state, received, &port);
         if (allocated != 1) {
             return allocated < 0 ? PM_ERROR : refuse(co, received);
+        }
+        if (!read_port(co, received)) {
+            return PM_ERROR;
         }
         host = pm_host_addresses(co->module_state, co->vars[HOST], &addresses, out);
     }
@@ -126,7 +151,7 @@ static pm_outcome bind_port_step(pm_coroutine *co, PyObject *received, PyObject 
         co->state = RESOLVED;
         return PM_AWAIT;
     case PM_HOST_NOWHERE:
-        return nowhere(co);
+        return refuse_to_listen(co, EADDRNOTAVAIL, "The name has no address");
     default:
         return PM_ERROR;
     }

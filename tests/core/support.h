@@ -307,29 +307,32 @@ static inline int isolate(void **state)
 
 /* ---- a ledger of one's own ------------------------------------------------------------------ */
 
-static char ledger_folder[] = "/tmp/portmanager-tests-XXXXXX";
+static char ledger_folder[PATH_MAX];
+
+static inline const char *ledger_path(void)
+{
+    static char path[PATH_MAX + 16];
+    snprintf(path, sizeof path, "%s/ledger", ledger_folder);
+    return path;
+}
 
 /* The group's setup, with isolate()'s: this program and its children share a ledger that nobody
  * else uses. */
 static inline int isolate_with_ledger(void **state)
 {
-    char path[sizeof ledger_folder + 16];
+    char name[] = "/tmp/portmanager-tests-XXXXXX";
 
-    if (isolate(state) != 0 || !mkdtemp(ledger_folder)) {
+    if (isolate(state) != 0 || !mkdtemp(name) || !realpath(name, ledger_folder)) {
         return -1;
     }
-    snprintf(path, sizeof path, "%s/ledger", ledger_folder);
-    return setenv("PORTMANAGER_LEDGER", path, 1);
+    return setenv("PORTMANAGER_LEDGER", ledger_path(), 1);
 }
 
-/* The group's teardown. */
+/* The group's teardown: nothing else is in the folder. */
 static inline int remove_ledger(void **state)
 {
-    char path[sizeof ledger_folder + 16];
     (void)state;
-
-    snprintf(path, sizeof path, "%s/ledger", ledger_folder);
-    unlink(path);
+    unlink(ledger_path());
     return rmdir(ledger_folder);
 }
 

@@ -1,8 +1,7 @@
 /* Who holds which port. */
 #include "support.h"
 
-#include <pthread.h>
-#include <stdatomic.h>
+#include <time.h>
 
 #include "core/ledger.h"
 
@@ -151,7 +150,7 @@ static void test_a_process_may_keep_to_itself(void **state)
 static pm_held the_only_one(void)
 {
     pm_held_list list;
-    assert_status(pm_ledger_list(1, UINT16_MAX, &list), PM_OK);
+    assert_status(pm_ledger_list(PORT - 1, PORT + 1, &list), PM_OK);
     assert_int_equal(list.count, 1);
     pm_held held = list.items[0];
     pm_held_list_free(&list);
@@ -182,25 +181,125 @@ static void test_a_list_says_who_holds_what_since_when(void **state)
     pm_ledger_release(me, PORT);
 }
 
-static void test_a_long_name_is_cut_behind_a_character(void **state)
+static pm_held held_under(const char *label)
 {
-    /* 59 bytes of ASCII, then characters of two bytes. */
-    static const char text[] = "0123456789012345678901234567890123456789012345678901234567"
-                               "\xc3\xa4\xc3\xa4\xc3\xa4\xc3\xa4\xc3\xa4";
-    static const char expected[] = "0123456789012345678901234567890123456789012345678901234567"
-                                   "\xe2\x80\xa6";
-    pm_name name = {1, text};
+    pm_name name = {1, label};
     pm_holder me = enroll();
     pm_claim claim;
-    (void)state;
 
     assert_status(pm_ledger_check(), PM_OK);
     assert_status(pm_ledger_claim(me, PORT, &name, &claim), PM_OK);
     pm_held held = the_only_one();
-    assert_memory_equal(held.label, expected, 58);
-    assert_non_null(strstr(held.label, "\xe2\x80\xa6"));
-    assert_in_range(strlen(held.label), 59, PM_LABEL_SIZE - 1);
     pm_ledger_release(me, PORT);
+    return held;
+}
+
+static void test_a_list_is_of_its_range_and_in_order(void **state)
+{
+    static const uint16_t ports[] = {UINT16_MAX, 0, PORT, PORT + 1, 1};
+    static const struct {
+        uint16_t first, last;
+        size_t count;
+    } ranges[] = {
+        {0,        UINT16_MAX, 5},
+        {1,        PORT,       2},
+        {PORT,     PORT,       1},
+        {PORT + 2, 65534,      0},
+        {PORT + 1, UINT16_MAX, 2},
+        {PORT,     1,          0},
+    };
+    pm_holder me = enroll(), holder;
+    pm_held_list list;
+    (void)state;
+
+    for (size_t i = 0; i < COUNT(ports); i++) {
+        assert_status(claim_for(me, ports[i], &holder), PM_OK);
+    }
+    for (size_t i = 0; i < COUNT(ranges); i++) {
+        assert_status(pm_ledger_list(ranges[i].first, ranges[i].last, &list), PM_OK);
+        assert_int_equal(list.count, ranges[i].count);
+        for (size_t k = 0; k < list.count; k++) {
+            assert_in_range(list.items[k].port, ranges[i].first, ranges[i].last);
+            assert_true(k == 0 || list.items[k].port > list.items[k - 1].port);
+        }
+        pm_held_list_free(&list);
+        assert_int_equal(list.count, 0);
+        pm_held_list_free(&list); /* twice is no harm */
+    }
+    for (size_t i = 0; i < COUNT(ports); i++) {
+        pm_ledger_release(me, ports[i]);
+    }
+}
+
+static void test_a_list_may_be_long(void **state)
+{
+    enum { MANY = 300 };
+    pm_holder me = enroll(), holder;
+    pm_held_list list;
+    (void)state;
+
+    for (uint16_t i = 0; i < MANY; i++) {
+        assert_status(claim_for(me, (uint16_t)(PORT + i), &holder), PM_OK);
+    }
+    assert_status(pm_ledger_list(0, UINT16_MAX, &list), PM_OK);
+    assert_int_equal(list.count, MANY);
+    for (uint16_t i = 0; i < MANY; i++) {
+        assert_int_equal(list.items[i].port, PORT + i);
+        pm_ledger_release(me, (uint16_t)(PORT + i));
+    }
+    pm_held_list_free(&list);
+}
+
+/* The label has what fits of the whole characters, and an ellipsis if that is not all. */
+static void check_label(const char *text)
+{
+    static const char ellipsis[] = "\xe2\x80\xa6";
+    char expected[PM_LABEL_SIZE] = {0};
+    size_t length = strlen(text);
+    pm_held held = held_under(text);
+
+    if (length < PM_LABEL_SIZE) {
+        memcpy(expected, text, length);
+    } else {
+        length = PM_LABEL_SIZE - sizeof ellipsis;
+        while (length > 0 && ((unsigned char)text[length] & 0xc0) == 0x80) {
+            length--;
+        }
+        snprintf(expected, sizeof expected, "%.*s%s", (int)length, text, ellipsis);
+    }
+    assert_string_equal(held.label, expected);
+    assert_int_equal(held.has_label, true);
+}
+
+static void test_a_long_name_is_cut_behind_a_character(void **state)
+{
+    static const char *const characters[] = {"x", "\xc3\xa4", "\xe2\x82\xac", "\xf0\x9f\x90\x8d",
+                                             "\x80"}; /* the last one is none at all */
+    (void)state;
+
+    check_label("");
+    for (size_t kind = 0; kind < COUNT(characters); kind++) {
+        for (size_t ascii = 0; ascii < PM_LABEL_SIZE + 2; ascii++) {
+            char text[256] = {0};
+            memset(text, 'x', ascii);
+            while (strlen(text) < 2 * PM_LABEL_SIZE) {
+                check_label(text);
+                strcat(text, characters[kind]);
+            }
+        }
+    }
+}
+
+static void test_the_longest_name_that_fits_is_not_cut(void **state)
+{
+    char text[PM_LABEL_SIZE + 1] = {0};
+    (void)state;
+
+    memset(text, 'x', PM_LABEL_SIZE - 1);
+    assert_string_equal(held_under(text).label, text);
+    text[PM_LABEL_SIZE - 1] = 'x';
+    assert_null(strstr(held_under(text).label, text));
+    assert_false(held_under(NULL).has_label); /* nothing is left of it */
 }
 
 static void test_keys_differ_by_where_texts_begin(void **state)
@@ -209,6 +308,9 @@ static void test_keys_differ_by_where_texts_begin(void **state)
     assert_int_not_equal(pm_name_key(pm_name_key(0, "ab", 2), "c", 1),
                          pm_name_key(pm_name_key(0, "a", 1), "bc", 2));
     assert_int_not_equal(pm_name_key(0, "", 0), 0);
+    assert_int_not_equal(pm_name_key(0, "", 0), pm_name_key(0, "\0", 1));
+    assert_int_equal(pm_name_key(0, "web", 3), pm_name_key(0, "web", 3));
+    assert_int_not_equal(pm_name_key(0, "web", 3), pm_name_key(0, "wea", 3));
 }
 
 /* ---- the past ------------------------------------------------------------------------------ */
@@ -245,6 +347,99 @@ static void test_ports_are_given_back_one_after_the_other(void **state)
     }
 }
 
+static void test_a_claim_that_never_was_leaves_a_port_unused(void **state)
+{
+    static uint16_t next = PORT + 1000;
+    const uint16_t unused = next++;
+    pm_holder me = enroll(), holder;
+    (void)state;
+
+    assert_int_equal(pm_ledger_past(unused).changed_at, 0);
+    assert_status(claim_for(me, unused, &holder), PM_OK);
+    assert_true(pm_ledger_past(unused).changed_at > 0);
+    pm_ledger_withdraw(me, unused);
+    pm_ledger_withdraw(me, unused); /* nobody's now: nothing happens */
+    pm_ledger_release(me, unused);
+    assert_int_equal(pm_ledger_past(unused).changed_at, 0);
+    assert_int_equal(pm_ledger_past(unused).remembered, 0);
+}
+
+static void test_who_does_not_hold_a_port_changes_nothing(void **state)
+{
+    pm_holder me = enroll(), other = enroll(), holder;
+    (void)state;
+
+    assert_status(claim_for(me, PORT, &holder), PM_OK);
+    pm_port_past past = pm_ledger_past(PORT);
+    pm_ledger_withdraw(other, PORT);
+    pm_ledger_withdraw(PM_NOBODY, PORT);
+    pm_ledger_remember(other, PORT, 77);
+    assert_int_equal(holder_of(PORT), me);
+    assert_int_equal(pm_ledger_past(PORT).changed_at, past.changed_at);
+    assert_int_equal(pm_ledger_past(PORT).remembered, past.remembered);
+    pm_ledger_release(me, PORT);
+}
+
+static void test_ports_that_rested_are_found(void **state)
+{
+    static uint16_t next = PORT + 2000; /* ports that nobody had */
+    const uint16_t first = next, last = (uint16_t)(first + 9);
+    pm_holder me = enroll(), holder;
+    uint16_t found = first;
+    int64_t oldest = INT64_MAX, ages[3];
+    (void)state;
+
+    next = (uint16_t)(next + 10);
+
+    assert_status(pm_ledger_check(), PM_OK);
+    assert_true(pm_ledger_find_rested(0, INT64_MAX, &found, last, &oldest)); /* never used */
+    assert_int_equal(found, first);
+    assert_int_equal(oldest, INT64_MAX);
+    for (uint16_t i = 0; i < 3; i++) {
+        assert_status(claim_for(me, (uint16_t)(first + i), &holder), PM_OK);
+        pm_ledger_release(me, (uint16_t)(first + i));
+        ages[i] = pm_ledger_past((uint16_t)(first + i)).changed_at;
+    }
+    assert_true(pm_ledger_find_rested(0, INT64_MAX, &found, last, &oldest));
+    assert_int_equal(found, first + 3);
+    assert_int_equal(oldest, ages[0]);
+    found = first; /* changed at that time or before it */
+    assert_true(pm_ledger_find_rested(ages[0], INT64_MAX, &found, last, &oldest));
+    assert_int_equal(found, first);
+    found = first; /* in the future */
+    oldest = INT64_MAX;
+    assert_true(pm_ledger_find_rested(0, ages[1], &found, last, &oldest));
+    assert_int_equal(found, first + 2);
+    assert_int_equal(oldest, ages[0]);
+    found = (uint16_t)(first + 1);
+    oldest = 5; /* of another walk */
+    assert_false(pm_ledger_find_rested(0, INT64_MAX, &found, (uint16_t)(first + 2), &oldest));
+    assert_int_equal(oldest, 5);
+
+    /* What is kept for a name does not count, however long it rested. */
+    assert_status(claim_for(me, (uint16_t)(first + 3), &holder), PM_OK);
+    pm_ledger_remember(me, (uint16_t)(first + 3), 1077);
+    pm_ledger_release(me, (uint16_t)(first + 3));
+    found = (uint16_t)(first + 3);
+    oldest = INT64_MAX;
+    assert_true(pm_ledger_find_rested(INT64_MAX, INT64_MAX, &found, last, &oldest));
+    assert_int_equal(found, first + 4);
+    assert_int_equal(oldest, INT64_MAX);
+    found = UINT16_MAX; /* comes to an end there */
+    assert_true(pm_ledger_find_rested(INT64_MAX, INT64_MAX, &found, UINT16_MAX, &oldest));
+    assert_int_equal(found, UINT16_MAX);
+}
+
+static void test_a_walk_goes_on_where_it_was_left(void **state)
+{
+    (void)state;
+    assert_status(pm_ledger_check(), PM_OK);
+    pm_ledger_set_next_port(12345);
+    assert_int_equal(pm_ledger_next_port(), 12345);
+    pm_ledger_set_next_port(UINT16_MAX);
+    assert_int_equal(pm_ledger_next_port(), UINT16_MAX);
+}
+
 static void test_a_name_is_remembered_until_another_one(void **state)
 {
     pm_holder me = enroll(), holder;
@@ -258,6 +453,10 @@ static void test_a_name_is_remembered_until_another_one(void **state)
     assert_true(pm_ledger_find_remembered(77, &found, UINT16_MAX));
     assert_int_equal(found, PORT);
     assert_false(pm_ledger_find_remembered(78, &found, UINT16_MAX));
+    found = PORT + 1;
+    assert_false(pm_ledger_find_remembered(77, &found, UINT16_MAX));
+    found = 0;
+    assert_false(pm_ledger_find_remembered(77, &found, PORT - 1));
     pm_ledger_remember(me, PORT, 78); /* not held by it: nothing happens */
     assert_int_equal(pm_ledger_past(PORT).remembered, 77);
     assert_status(claim_for(me, PORT, &holder), PM_OK);
@@ -266,120 +465,60 @@ static void test_a_name_is_remembered_until_another_one(void **state)
     assert_int_equal(pm_ledger_past(PORT).remembered, 0);
 }
 
-/* ---- threads ------------------------------------------------------------------------------- */
+/* ---- alone ------------------------------------------------------------------------------------ */
 
-enum { THREADS = 4, ENROLMENTS = 1000000, ROUNDS = 1000000, HAMMERED = 3 };
-
-static pthread_barrier_t start; /* so that all run at the same time */
-
-static void run_threads(void *(*body)(void *), void *const arguments[THREADS])
+static int stay_alone(void **state)
 {
-    pthread_t threads[THREADS];
-
-    assert_int_equal(pthread_barrier_init(&start, NULL, THREADS), 0);
-    for (size_t i = 0; i < THREADS; i++) {
-        assert_int_equal(pthread_create(&threads[i], NULL, body, arguments[i]), 0);
-    }
-    for (size_t i = 0; i < THREADS; i++) {
-        assert_int_equal(pthread_join(threads[i], NULL), 0);
-    }
-    pthread_barrier_destroy(&start);
+    (void)state;
+    return setenv("PORTMANAGER_LEDGER", "process", 1);
 }
 
-static pm_holder enrolled[THREADS][ENROLMENTS];
-
-static void *enroll_often(void *numbers)
+static void test_there_is_no_ledger_beside_the_process(void **state)
 {
-    pthread_barrier_wait(&start);
-    for (size_t i = 0; i < ENROLMENTS; i++) {
-        ((pm_holder *)numbers)[i] = pm_ledger_enroll();
-    }
-    return NULL;
-}
-
-static int compare_holders(const void *left, const void *right)
-{
-    pm_holder a = *(const pm_holder *)left, b = *(const pm_holder *)right;
-    return (a > b) - (a < b);
-}
-
-static void test_numbers_are_never_given_twice(void **state)
-{
-    void *const arguments[THREADS] = {enrolled[0], enrolled[1], enrolled[2], enrolled[3]};
-    pm_holder *all = enrolled[0];
+    pm_holder me = enroll(), holder;
+    pm_trouble trouble;
     (void)state;
 
-    run_threads(enroll_often, arguments);
-    qsort(all, (size_t)THREADS * ENROLMENTS, sizeof *all, compare_holders);
-    assert_int_not_equal(all[0], PM_NOBODY);
-    for (size_t i = 1; i < (size_t)THREADS * ENROLMENTS; i++) {
-        assert_int_not_equal(all[i], all[i - 1]);
-    }
-}
-
-/* The oracle: who believes to hold each port, noted between claim and release. */
-static _Atomic(pm_holder) believed[HAMMERED];
-static _Atomic(uint64_t) doubles, wrong_answers, claims;
-
-static void *claim_and_release(void *unused)
-{
-    pm_holder me = pm_ledger_enroll(), holder;
-    uint32_t noise = (uint32_t)me * 2654435761u;
-    (void)unused;
-
-    pthread_barrier_wait(&start);
-    for (uint32_t i = 0; i < ROUNDS; i++) {
-        noise = noise * 1664525 + 1013904223;
-        uint16_t at = (uint16_t)((noise >> 16) % HAMMERED), port = (uint16_t)(PORT + at);
-        pm_status status = claim_for(me, port, &holder);
-        if (status != PM_OK) {
-            /* Whoever it was, it was somebody, and not this thread: it holds nothing. */
-            wrong_answers += status != PM_HELD || holder == PM_NOBODY || holder == me;
-            pm_ledger_release(me, port); /* somebody else's is left alone */
-            continue;
-        }
-        claims++;
-        doubles += atomic_exchange(&believed[at], me) != PM_NOBODY;
-        wrong_answers += holder_of(port) != me;
-        doubles += atomic_exchange(&believed[at], PM_NOBODY) != me;
-        pm_ledger_release(me, port);
-    }
-    return NULL;
-}
-
-static void test_no_port_has_two_holders(void **state)
-{
-    static void *const none[THREADS];
-    (void)state;
-
-    doubles = wrong_answers = claims = 0;
-    run_threads(claim_and_release, none);
-    assert_int_equal(doubles, 0);
-    assert_int_equal(wrong_answers, 0);
-    assert_in_range(claims, ROUNDS, (uintmax_t)THREADS * ROUNDS);
-    for (uint16_t i = 0; i < HAMMERED; i++) {
-        assert_int_equal(holder_of((uint16_t)(PORT + i)), PM_NOBODY);
-    }
+    assert_status(claim_for(me, PORT, &holder), PM_OK);
+    assert_false(pm_ledger_notice(&trouble));
+    assert_false(pm_ledger_has_kin());
+    assert_int_not_equal(access(ledger_folder, F_OK), 0);
+    pm_ledger_release(me, PORT);
 }
 
 int main(void)
 {
+    const struct CMUnitTest shared[] = {
+        cmocka_unit_test(test_a_forked_child_holds_nothing_of_its_parents),
+        cmocka_unit_test(test_a_process_may_keep_to_itself),
+    };
+    /* In the file, and without one. */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_free_port_can_be_claimed),
         cmocka_unit_test(test_a_held_port_names_its_holder),
         cmocka_unit_test(test_a_wrong_releaser_is_ignored),
         cmocka_unit_test(test_a_late_release_does_not_harm_the_next_holder),
         cmocka_unit_test(test_ports_are_held_one_by_one),
-        cmocka_unit_test(test_a_forked_child_holds_nothing_of_its_parents),
-        cmocka_unit_test(test_a_process_may_keep_to_itself),
         cmocka_unit_test(test_a_list_says_who_holds_what_since_when),
+        cmocka_unit_test(test_a_list_is_of_its_range_and_in_order),
+        cmocka_unit_test(test_a_list_may_be_long),
         cmocka_unit_test(test_a_long_name_is_cut_behind_a_character),
+        cmocka_unit_test(test_the_longest_name_that_fits_is_not_cut),
         cmocka_unit_test(test_keys_differ_by_where_texts_begin),
         cmocka_unit_test(test_a_withdrawn_claim_never_was),
+        cmocka_unit_test(test_a_claim_that_never_was_leaves_a_port_unused),
+        cmocka_unit_test(test_who_does_not_hold_a_port_changes_nothing),
         cmocka_unit_test(test_ports_are_given_back_one_after_the_other),
+        cmocka_unit_test(test_ports_that_rested_are_found),
+        cmocka_unit_test(test_a_walk_goes_on_where_it_was_left),
         cmocka_unit_test(test_a_name_is_remembered_until_another_one),
-        cmocka_unit_test(test_numbers_are_never_given_twice),
-        cmocka_unit_test(test_no_port_has_two_holders),
     };
-    return cmocka_run_group_tests_name("ledger", tests, isolate_with_ledger, remove_ledger);
+    const struct CMUnitTest alone[] = {
+        cmocka_unit_test(test_there_is_no_ledger_beside_the_process),
+    };
+    int failed = cmocka_run_group_tests_name("ledger, shared", shared, isolate_with_ledger, NULL);
+    failed += cmocka_run_group_tests_name("ledger", tests, NULL, remove_ledger);
+    failed += cmocka_run_group_tests_name("ledger, alone", alone, stay_alone, NULL);
+    failed += cmocka_run_group_tests_name("ledger of the process", tests, NULL, NULL);
+    return failed;
 }

@@ -42,6 +42,25 @@ static actor_answer do_borrow_of_range(const actor_order *order)
     return borrow(order->port, (uint16_t)order->number, WEB);
 }
 
+/* The pid that is listed for the port. */
+static actor_answer do_list(const actor_order *order)
+{
+    pm_held_list list;
+    actor_answer answer = {.status = (int)pm_ledger_check()};
+
+    if (answer.status == PM_OK) {
+        answer.status = (int)pm_ledger_list(order->port, order->port, &list);
+        answer.number = list.count ? list.items[0].pid : 0;
+        pm_held_list_free(&list);
+    }
+    return answer;
+}
+
+static void assert_listed(unsigned by, unsigned holder)
+{
+    assert_int_equal(ask(by, do_list, PORT, 0).number, actors[holder].pid);
+}
+
 static pm_status borrowed_by(unsigned number)
 {
     actor_answer answer = ask(number, do_borrow, PORT, WEB);
@@ -93,6 +112,11 @@ static void lend_to_child(void)
     assert_int_equal(looked.number, ask(OWNER, do_name_yourself, 0, 0).number);
     assert_refused(STRANGER);
     assert_status(claimed_by(OWNER), PM_HELD);
+    assert_listed(STRANGER, OWNER);
+    assert_listed(OWNER, OWNER);
+    assert_listed(CHILD, CHILD);
+    kill_actor(OWNER);
+    assert_listed(STRANGER, CHILD);
 }
 
 static void test_a_child_is_lent_its_parents_port(void **state)
@@ -291,14 +315,17 @@ static void test_the_heir_of_a_dead_owner_lends_on(void **state)
     scene(lend_from_heir_of_dead_owner);
 }
 
+static actor_action give_back_by;
+
 static void give_back_as_owner(void)
 {
     start_family();
     assert_status(borrowed_by(CHILD), PM_OK);
-    ask(OWNER, do_release, PORT, 0);
+    ask(OWNER, give_back_by, PORT, 0);
     assert_refused(STRANGER);
     assert_refused(OTHER_CHILD);
     assert_status(claimed_by(OWNER), PM_HELD); /* it is the heir's now */
+    assert_listed(STRANGER, CHILD);
     ask(CHILD, do_release, PORT, 0);
     assert_status(claimed_by(STRANGER), PM_OK);
     assert_status(claimed_by(OWNER), PM_HELD);
@@ -308,6 +335,9 @@ static void give_back_as_owner(void)
 static void test_the_owners_release_leaves_the_heir_its_port(void **state)
 {
     (void)state;
+    give_back_by = do_release;
+    scene(give_back_as_owner);
+    give_back_by = do_withdraw;
     scene(give_back_as_owner);
 }
 
@@ -344,6 +374,16 @@ static void change_name(void)
     assert_status(claimed_by(OWNER), PM_OK);
     assert_status((pm_status)ask(CHILD, do_borrow, PORT, DATABASE).status, PM_HELD);
     assert_status(borrowed_by(CHILD), PM_OK);
+
+    /* A process is lent a port under one name in its life. */
+    assert_status((pm_status)ask(OTHER_CHILD, do_borrow, PORT, WEB).status, PM_HELD);
+    ask(CHILD, do_release, PORT, 0);
+    assert_status((pm_status)ask(OTHER_CHILD, do_borrow, PORT, WEB).status, PM_HELD);
+    assert_status(borrowed_by(GRANDCHILD), PM_OK);
+    ask(GRANDCHILD, do_release, PORT, 0);
+    ask(OWNER, do_release, PORT, 0);
+    assert_status(status_of(OWNER, do_claim), PM_OK); /* for no name */
+    assert_status(borrowed_by(CHILD), PM_HELD);
 }
 
 static void test_only_the_name_of_now_counts(void **state)
@@ -445,6 +485,70 @@ static void test_a_dead_owners_tag_says_nothing(void **state)
     scene(find_tag_of_dead);
 }
 
+/* What the last claim left must be gone before the next one is there, or its name would be lent. */
+static void claim_anew(void)
+{
+    start_family();
+    pm_ledger_map map = mapped();
+    uint64_t web = atomic_load(&map.entries[PORT].tag);
+    ask(OWNER, do_release, PORT, 0);
+    assert_int_equal(atomic_load(&map.entries[PORT].tag), web); /* an heir's heir may need it */
+    assert_status((pm_status)ask(OWNER, do_claim, PORT, DATABASE).status, PM_OK);
+    assert_int_not_equal(atomic_load(&map.entries[PORT].tag), web);
+    ask(OWNER, do_release, PORT, 0);
+    assert_status(claimed_by(OWNER), PM_OK);
+    assert_int_equal(atomic_load(&map.entries[PORT].tag), web);
+    pm_ledger_file_unmap(&map);
+}
+
+static void test_each_name_has_its_own_tag(void **state)
+{
+    (void)state;
+    scene(claim_anew);
+}
+
+/* ---- into a ledger that was lost ------------------------------------------------------------- */
+
+/* Owner and heir put their halves back, in either order. */
+static void come_back(unsigned first, unsigned second)
+{
+    start_family();
+    assert_status(borrowed_by(CHILD), PM_OK);
+    assert_int_equal(unlink(path), 0);
+    assert_status(status_of(first, do_look), PM_HELD);
+    assert_refused(STRANGER);
+    assert_status(status_of(second, do_look), PM_HELD);
+    assert_refused(STRANGER);
+    assert_refused(OTHER_CHILD);
+    assert_says(OWNER, "");
+    assert_says(CHILD, "");
+    assert_status(borrowed_by(GRANDCHILD), PM_OK);
+    kill_actor(CHILD);
+    ask(OWNER, do_release, PORT, 0);
+    assert_refused(STRANGER);
+    ask(GRANDCHILD, do_release, PORT, 0);
+    assert_status(claimed_by(STRANGER), PM_OK);
+}
+
+static void come_back_as_owner_first(void)
+{
+    come_back(OWNER, CHILD);
+}
+
+static void come_back_as_heir_first(void)
+{
+    come_back(CHILD, OWNER);
+}
+
+static void test_both_halves_come_back_in_either_order(void **state)
+{
+    (void)state;
+    scene(come_back_as_owner_first);
+    remove_folder(state);
+    assert_int_equal(mkdir(folder, 0700), 0);
+    scene(come_back_as_heir_first);
+}
+
 /* ---- at the same time ------------------------------------------------------------------------ */
 
 /* What the owner and its heir believe the port to be held for. */
@@ -533,6 +637,8 @@ int main(void)
         TEST_WITH_FOLDER(test_only_the_name_of_now_counts),
         TEST_WITH_FOLDER(test_a_recycled_pid_is_no_ancestor),
         TEST_WITH_FOLDER(test_a_dead_owners_tag_says_nothing),
+        TEST_WITH_FOLDER(test_each_name_has_its_own_tag),
+        TEST_WITH_FOLDER(test_both_halves_come_back_in_either_order),
         TEST_WITH_FOLDER(test_owner_and_heir_never_hold_for_two_names),
     };
     return cmocka_run_group_tests_name("ledger, lending", tests, NULL, NULL);

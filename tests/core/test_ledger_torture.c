@@ -16,6 +16,7 @@
 #include "core/ledger_file.h"
 
 enum { WORKERS = 12, THREADS = 3, PORTS = 24, FIRST = 40000, FEW_SLOTS = 31 };
+enum { LEAST_KILLS = 30, LEAST_CLAIMS = 1000 };
 enum { PF_EXITING = 4 };
 
 /* A process, and when it started: pids are used again. 0: nobody. */
@@ -190,7 +191,9 @@ static void torture(uint32_t slots)
     for (uint32_t i = 0; i < WORKERS; i++) {
         workers[i] = start_worker(noise_of(&noise));
     }
-    while (now() < end) {
+    /* A machine that is busy takes longer for what makes it a torture. */
+    while (now() < end || kills < LEAST_KILLS || seen->claims < LEAST_CLAIMS || !seen->refusals ||
+           !seen->forks) {
         usleep(noise_of(&noise) % 4000);
         uint32_t at = noise_of(&noise) % WORKERS;
         kill(workers[at], SIGKILL);
@@ -207,7 +210,6 @@ static void torture(uint32_t slots)
                   (unsigned long long)seen->forks);
     assert_int_equal(seen->doubles, 0);
     assert_int_equal(seen->troubles, 0);
-    assert_true(seen->claims > 1000 && seen->refusals > 0 && kills > 20 && seen->forks > 0);
     munmap(seen, sizeof *seen);
 }
 

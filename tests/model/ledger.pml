@@ -142,7 +142,7 @@ active [PERSONS] proctype person()
     short w;
     byte half, p, n, s, g, k, q, at, over;
     byte chain[DEPTH], link[SLOTS + 1], theirs[SLOTS + 1], lent_as[PORTS];
-    bool met[DEPTH];
+    bool met[DEPTH], up;
 
 end_unborn:
     d_step { /* a child of a living parent, with a pid that nobody has */

@@ -148,16 +148,32 @@ inline pm_ledger_lend(p, n)
         :: else -> goto done
         fi
     fi;
+    /* Where the owner is gone, the heir moves up into its place: it goes on when we are gone. Dead is
+     * dead, so that this look may be older than the swap. */
+    if
+    :: IS_THEIRS(HEIR_OF(w)) && !LIVES(OWNER_OF(w)) -> up = true
+    :: else
+    fi;
     atomic {
         if
-        :: word[p] == w ||
-           BROKEN == TWO_WORDS && HEIR_OF(word[p]) == HEIR_OF(w) ->
+        :: word[p] == w && up ->
+            word[p] = WORD(HEIR_OF(w), half);
+            lent_as[p] = n;
+            d_step { move_up(p) }
+        :: word[p] == w && !up ||
+           BROKEN == TWO_WORDS && !up && HEIR_OF(word[p]) == HEIR_OF(w) ->
             word[p] = WORD(OWNER_OF(word[p]), half);
             lent_as[p] = n;
             d_step { supersede(p) }
         :: else -> goto done
         fi
     };
+    if
+    :: up -> /* the old tag was the dead owner's */
+        w = WORD(HEIR_OF(w), 0);
+        tag[p] = TAG(n, OWNER_OF(w))
+    :: else
+    fi;
     if
     :: tag[p] == TAG(n, OWNER_OF(w)) || BROKEN == TAG_NOT_REREAD ->
         d_step {

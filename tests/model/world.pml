@@ -32,6 +32,7 @@
 #define HANDING_DOWN       6 /* a descendant in a living heir's place */
 #define WITHDRAWAL         7
 #define PLACE_TAKEN        8 /* by a descendant, before the heir had read the tag again */
+#define MOVING_UP          10 /* an heir, into its dead owner's place */
 #define STRANGER_IN_CHAIN  9 /* a pid of the chain has changed hands between the walks */
 #ifndef REACH
 #define REACH 0
@@ -153,6 +154,19 @@ inline supersede(p)
     i = 0
 }
 
+/* We are in the word behind an heir who has the dead owner's place now. */
+inline move_up(p)
+{
+    REACHED(MOVING_UP, true);
+    for (i : 0 .. PERSONS - 1) {
+        if
+        :: hold[AT(i, p)] == HEIR && taken_by[HEIR_OF(w)] == i + 1 -> hold[AT(i, p)] = OWNER
+        :: else
+        fi
+    }
+    i = 0
+}
+
 /* We do not stay in the word, and must not have pushed anybody out. */
 inline check_withdrawn(p)
 {
@@ -194,7 +208,7 @@ inline let_go(who)
 /* A call's variables, emptied: they must not tell states apart that are the same. */
 inline forget_call()
 {
-    p = 0; n = 0; w = 0; s = 0; g = 0; k = 0; q = 0; at = 0; over = 0;
+    p = 0; n = 0; w = 0; s = 0; g = 0; k = 0; q = 0; at = 0; over = 0; up = false;
     for (i : 0 .. DEPTH - 1) { chain[i] = 0; met[i] = false }
     for (i : 1 .. SLOTS) { link[i] = 0; theirs[i] = 0 }
     i = 0
