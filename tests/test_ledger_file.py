@@ -12,10 +12,9 @@ import resource
 import shutil
 import struct
 import subprocess
-import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from portmanager import PortConfig, PortManager, PortManagerConfig, reserve, res
 PORT = 7000
 RANGE = (PORT, PORT + 9)
 PAGE = 4096
+CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
 ALONE = "[PortManager] Ports are reserved within this process alone: "
 
 # ---- in a /tmp of its own -------------------------------------------------------------------
@@ -56,9 +56,12 @@ def own_tmp(options: str = "mode=1777") -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", "/tmp"], check=True)
 
 
+def unshare(namespace: int) -> None:
+    assert ctypes.CDLL(None).unshare(namespace) == 0
+
+
 def in_own_tmp(name: str, *arguments: Any) -> Any:
-    new_mount_namespace = 0x00020000
-    assert ctypes.CDLL(None).unshare(new_mount_namespace) == 0
+    unshare(CLONE_NEWNS)
     own_tmp()
     return globals()[name](*arguments)
 
@@ -112,43 +115,37 @@ class Managers:
                 self.ports.append(stop.value.allocated_port)
 
 
-OTHER = f"""
-import sys, portmanager
-manager = portmanager.PortManager(portmanager.PortManagerConfig(max_retries=0))
-manager.port_configs["other"] = portmanager.PortConfig("other", {PORT}, {RANGE})
-try:
-    manager.allocate_port("other").send(None)
-except StopIteration as stop:
-    print(stop.value.allocated_port, flush=True)
-sys.stdin.read()
-"""
+@contextlib.contextmanager
+def another(network: bool = False, env: dict[str, str] | None = None) -> Iterator[int]:
+    """Another process that does the same; it holds its port until the end of a `with`.
 
-
-class Other:
-    """Another program that does the same; it holds its port until the end of a `with`."""
-
-    def __init__(self, *prefix: str, env: dict[str, str] | None = None) -> None:
-        self.process = subprocess.Popen(
-            [*prefix, sys.executable, "-c", OTHER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=env,
-        )
-        assert self.process.stdout
-        self.port = int(self.process.stdout.readline())
-
-    def __enter__(self) -> int:
-        return self.port
-
-    def __exit__(self, *unused: object) -> None:
-        self.process.communicate()
+    By fork alone, since /tmp may be where the interpreter is.
+    """
+    (reading, writing), (ending, end) = os.pipe(), os.pipe()
+    pid = os.fork()
+    if not pid:
+        with contextlib.suppress(BaseException):
+            os.close(end)
+            if env is not None:
+                os.environ.clear()
+                os.environ.update(env)
+            if network:
+                unshare(CLONE_NEWNET)
+            mine = Managers("another")
+            os.write(writing, str(mine.ports[0]).encode())
+            os.read(ending, 1)
+        os._exit(0)
+    os.close(writing)
+    os.close(ending)
+    yield int(os.read(reading, 10))
+    os.close(end)
+    os.close(reading)
+    os.waitpid(pid, 0)
 
 
 def port_of_another() -> int:
-    """The port that another process is given, and has given back."""
-    answer: int = in_a_child(lambda: Managers("another").ports[0])["answer"]
-    return answer
+    with another() as port:
+        return port
 
 
 def folder() -> Path:
@@ -186,12 +183,10 @@ ENVIRONMENTS: tuple[dict[str, str], ...] = (
 def environments() -> list[Any]:
     Path("/tmp/elsewhere").mkdir(mode=0o700)
     os.chdir("/tmp/elsewhere")
-    bare = {"PYTHONPATH": os.pathsep.join(sys.path)}
     mine = Managers("api")
-    others = [Other(env={**bare, **more}) for more in ENVIRONMENTS]
-    for other in others:
-        other.process.communicate()
-    return [mine.ports + [other.port for other in others], sorted(os.listdir("/tmp"))]
+    with contextlib.ExitStack() as stack:
+        others = [stack.enter_context(another(env=env)) for env in ENVIRONMENTS]
+    return [mine.ports + others, sorted(os.listdir("/tmp"))]
 
 
 def test_environment_does_not_matter() -> None:
@@ -203,7 +198,7 @@ def test_environment_does_not_matter() -> None:
 
 def two_networks() -> list[Any]:
     mine = Managers("api")
-    with Other("unshare", "--net") as port:
+    with another(network=True) as port:
         held = [held.port for held in reserved_ports()]
         return [mine.ports, port, held, len(os.listdir(folder()))]
 
@@ -380,9 +375,9 @@ def test_in_a_container() -> None:
 
 def replace() -> None:
     """By another good ledger, which was another network's."""
-    with Other("unshare", "--net"):
-        (another,) = (path for path in folder().iterdir() if path != file())
-        another.rename(file())
+    with another(network=True):
+        (good,) = (path for path in folder().iterdir() if path != file())
+        good.rename(file())
 
 
 def replace_after_use() -> None:
@@ -431,7 +426,7 @@ def test_lost_in_use(how: str) -> None:
 def late() -> list[Any]:
     log, mine = Log(), Managers("api", "web")
     file().unlink()
-    with Other() as port:  # before this process could notice
+    with another() as port:  # before this process could notice
         held = [(held.port, held.pid == os.getpid()) for held in reserved_ports()]
         again = port_of_another()
     return [mine.ports, port, held, again, file().name in "".join(log.texts), log.texts]
@@ -496,7 +491,7 @@ def named(path: str) -> list[Any]:
     os.environ["PORTMANAGER_LEDGER"] = path
     log, mine = Log(), Managers("api", "web")
     held = [(held.port, held.pid == os.getpid()) for held in reserved_ports()]
-    with Other() as port:
+    with another() as port:
         return [mine.ports, held, port, others, os.listdir("/tmp/real"), log.texts]
 
 
@@ -591,7 +586,7 @@ def out_of_slots() -> list[Any]:
         opened.seek(20)
         opened.write(struct.pack("=I", 1))
         opened.truncate(2 * PAGE + ports * entry_size)
-    with Other() as port:
+    with another() as port:
         log, mine = Log(), Managers("api", "web")
     return [port, mine.ports, log.texts]
 

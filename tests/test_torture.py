@@ -114,7 +114,7 @@ class Dying(Colliding):
 
     name = "dying"
 
-    def start(self) -> None:
+    def start(self, complain: Callable[[str], None]) -> None:
         if Random().random() < 0.2:
             os.kill(os.getpid(), signal.SIGTERM)
         assert Random().random() < 0.8, "deliberately"

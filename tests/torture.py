@@ -103,7 +103,7 @@ class Adapter:
         """Before the first process and until the last one has ended, in the supervisor."""
         return nullcontext()
 
-    def start(self) -> None:
+    def start(self, complain: Callable[[str], None]) -> None:
         """At the start of each process, before its threads."""
 
     def allocator(self, ports: range, rng: Random) -> Allocator:
@@ -216,6 +216,9 @@ class Oracle:
             if self.header(row, PID) == pid:
                 self.words[row * HEADER + PID] = 0
 
+    def complain(self, text: str) -> None:
+        self.report("complaint", text=text)
+
     def report(self, kind: str, **what: object) -> None:
         """Append to the findings, in one write, which a kill does not tear."""
         line = json.dumps({"kind": kind, "at": time.monotonic(), **what})
@@ -303,7 +306,7 @@ class Chance:
     LISTEN = 1 / 16
     LOOK_AROUND = 1 / 20
     KEEP = 1 / 4  # gives nothing back
-    FORK = 1 / 300
+    FORK = 1 / 100
     KILL_CHILD = 1 / 20
     EXIT = 1 / 5000  # without a word, holding what it holds
 
@@ -474,7 +477,7 @@ def guarded(oracle: Oracle, work: Callable[[], None]) -> None:
 
 def be_worker(storm: Storm, slot: int, seed: str) -> None:
     """Run a process's threads until the storm ends. Each has a row, and one for its children."""
-    storm.adapter.start()
+    storm.adapter.start(storm.oracle.complain)
     first = slot * storm.threads * 2
 
     def run(number: int) -> None:
@@ -676,10 +679,12 @@ def leave_network() -> None:
     """Have a network to itself, where that is allowed: the ports that others try are not ours, and
     what is left of one storm, connections in TIME_WAIT above all, is not in the way of the next."""
     clone_newnet, siocsifflags, up_and_running = 0x40000000, 0x8914, 0x41
-    with contextlib.suppress(PermissionError):
+    try:
         call("unshare", clone_newnet)
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-            fcntl.ioctl(control, siocsifflags, struct.pack("16sH14x", b"lo", up_and_running))
+    except OSError:
+        return
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, siocsifflags, struct.pack("16sH14x", b"lo", up_and_running))
 
 
 # ---- a storm, from its options to its report -------------------------------------------------
@@ -807,7 +812,7 @@ def storm(adapter: Adapter, options: Options) -> Report:
 
 def look_for_lost(storm: Storm) -> None:
     def look() -> None:
-        storm.adapter.start()
+        storm.adapter.start(storm.oracle.complain)
         # A few will do; each takes its time.
         for complaint in itertools.islice(storm.adapter.never_came_back(storm.ports), 3):
             storm.oracle.report("lost", complaint=complaint)
@@ -832,7 +837,7 @@ def local_addresses() -> list[tuple[socket.AddressFamily, str]]:
 def free_ports(count: int) -> range:
     """Find ports in a row that are free, where the kernel gives none to anybody by itself."""
     first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
-    blocks = [range(start, start + count) for start in range(10_000, PORTS - count)]
+    blocks = [range(start, start + count) for start in range(11_000, PORTS - count)]
     outside = [block for block in blocks if block[-1] < first or block[0] > last]
     for block in random.sample(outside or blocks, 1000):
         if all_free(block):
@@ -884,7 +889,8 @@ class Ours(Adapter):
             if os.environ["PORTMANAGER_LEDGER"] == str(folder / "ledger"):
                 del os.environ["PORTMANAGER_LEDGER"]
 
-    def start(self) -> None:
+    def start(self, complain: Callable[[str], None]) -> None:
+        self.complain = complain
         # In each process anew, nothing is inherited from the supervisor.
         self.portmanager: Any = importlib.import_module("portmanager")
         self.reserve: Any = getattr(self.portmanager, "reserve", None)
@@ -893,7 +899,8 @@ class Ours(Adapter):
         self.shared = self.portmanager.PortManager(
             self.portmanager.PortManagerConfig(max_retries=0)
         )
-        logging.disable()  # that a range is exhausted is nothing to tell
+        logger = logging.getLogger("portmanager")
+        logger.handlers, logger.propagate = [Complaining(complain)], False
         gc.freeze()  # collections are part of it, and shall be quick
 
     def allocator(self, ports: range, rng: Random) -> Allocator:
@@ -909,6 +916,21 @@ class Ours(Adapter):
             if allocation.status != "allocated":
                 yield str(allocation.message)
             manager.release_port("last")
+
+
+class Complaining(logging.Handler):
+    """What portmanager warns of is a finding, but for a range that is used up.
+
+    It would say, for example, that ports are reserved within one process alone.
+    """
+
+    def __init__(self, complain: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self.complain = complain
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "no alternatives" not in (message := record.getMessage()):
+            self.complain(message)
 
 
 def finish(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -1037,7 +1059,7 @@ class OurAllocator(Allocator):
 
     def heir(self) -> Allocator:
         ours = Ours()
-        ours.start()
+        ours.start(self.ours.complain)
         if self.random.random() < 0.5:
             ours.shared = self.ours.shared
         return OurAllocator(ours, self.ports, self.random)

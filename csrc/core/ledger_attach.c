@@ -17,8 +17,7 @@
 enum { VERIFIED_NS = 20000, PATH_NS = 1000000, RETRY_NS = 1000000000 };
 
 static _Atomic(pm_ledger_state *) own;
-static pthread_once_t once = PTHREAD_ONCE_INIT;
-static bool wiped_by_kernel;
+static atomic_bool wiped_by_kernel;
 
 /* A descriptor to ask for locks by; of a description of its own, so that our lock does not hang
  * on it. It may be closed behind our back, and its number be another file's. Not in `own`: a
@@ -38,42 +37,66 @@ int64_t pm_ledger_clock(clockid_t clock)
  * lock hangs on. */
 static void before_fork(void)
 {
-    pthread_mutex_lock(&atomic_load(&own)->mutex);
+    pm_ledger_state *state = atomic_load(&own);
+    if (state) {
+        pthread_mutex_lock(&state->mutex);
+    }
 }
 
 static void after_fork_in_parent(void)
 {
-    pthread_mutex_unlock(&atomic_load(&own)->mutex);
+    pm_ledger_state *state = atomic_load(&own);
+    if (state) {
+        pthread_mutex_unlock(&state->mutex);
+    }
 }
 
 static void after_fork_in_child(void)
 {
-    if (!wiped_by_kernel) {
+    if (!wiped_by_kernel && atomic_load(&own)) {
         /* The mapping is not in the child, whoever wipes the memory. */
         memset(atomic_load(&own), 0, sizeof(pm_ledger_state));
     }
 }
 
-static void make_own(void)
+/* Once for the process; what failed is tried again by the next caller. */
+static bool watch_forks(void)
 {
+    static atomic_flag watched = ATOMIC_FLAG_INIT;
+
+    if (atomic_flag_test_and_set(&watched)) {
+        return true;
+    }
+    if (pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child) == 0) {
+        return true;
+    }
+    atomic_flag_clear(&watched);
+    return false;
+}
+
+void pm_ledger_prepare(void)
+{
+    pm_ledger_state *none = NULL;
+
+    if (atomic_load_explicit(&own, memory_order_acquire)) {
+        return;
+    }
     void *memory = mmap(NULL, sizeof(pm_ledger_state), PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) {
         return;
     }
-    wiped_by_kernel = madvise(memory, sizeof(pm_ledger_state), MADV_WIPEONFORK) == 0;
-    atomic_store(&own, memory);
-    pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
-}
-
-void pm_ledger_prepare(void)
-{
-    pthread_once(&once, make_own);
+    bool wiped = madvise(memory, sizeof(pm_ledger_state), MADV_WIPEONFORK) == 0;
+    atomic_store(&wiped_by_kernel, wiped);
+    /* Another thread may have been first, with the same. */
+    if (!watch_forks() || !atomic_compare_exchange_strong(&own, &none, memory)) {
+        munmap(memory, sizeof(pm_ledger_state));
+    }
 }
 
 pm_ledger_state *pm_ledger_lock(void)
 {
-    pthread_once(&once, make_own);
+    pm_ledger_prepare();
     pm_ledger_state *state = atomic_load_explicit(&own, memory_order_acquire);
     if (state) {
         pthread_mutex_lock(&state->mutex);
@@ -126,7 +149,7 @@ static bool slot_is_locked(pm_ledger_state *state, uint32_t slot)
         bool locked = true;
         if (asking_fd >= 0 && pm_liveness_ask(asking_fd, slot, &locked) == PM_OK) {
             /* `No` of another file, by a descriptor that is not ours any more, would be fatal. */
-            if (locked || pm_ledger_file_state(&state->map, asking_fd, NULL) != PM_FILE_OTHER_FD) {
+            if (locked || pm_ledger_file_state(&state->map, asking_fd, NULL) <= PM_FILE_CHANGED) {
                 return locked;
             }
         }
@@ -218,7 +241,7 @@ static pm_status check_lock(pm_ledger_state *state, pm_trouble *trouble)
 
 static void detach(pm_ledger_state *state)
 {
-    if (pm_ledger_file_state(&state->map, asking_fd, NULL) != PM_FILE_OTHER_FD) {
+    if (asking_fd >= 0 && pm_ledger_file_state(&state->map, asking_fd, NULL) != PM_FILE_OTHER_FD) {
         close(asking_fd);
     }
     asking_fd = -1;
@@ -297,6 +320,12 @@ static pm_status verify(pm_ledger_state *state, int64_t now)
         }
         file = pm_ledger_file_state(&state->map, asking_fd, &changed_at);
     }
+    if (file == PM_FILE_UNKNOWN) {
+        if (pm_status_of_errno(errno) == PM_EXHAUSTED) {
+            return PM_EXHAUSTED;
+        }
+        return pm_ledger_file_is_whole_by_name(&state->map) ? PM_OK : PM_BUSY;
+    }
     if (file != PM_FILE_SOUND || !pm_ledger_file_is_ledger(&state->map)) {
         return PM_BUSY;
     }
@@ -363,5 +392,6 @@ pm_status pm_ledger_check(void)
 bool pm_ledger_is_whole(pm_ledger_state *state)
 {
     return state->mode == PM_SHARED &&
-           (has_size(state) || (ready_asking_fd(&state->map) >= 0 && has_size(state)));
+           (has_size(state) || (ready_asking_fd(&state->map) >= 0 && has_size(state)) ||
+            pm_ledger_file_is_whole_by_name(&state->map));
 }

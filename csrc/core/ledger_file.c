@@ -89,8 +89,11 @@ static pm_status check_content(int fd, const char *path, off_t size, uint32_t *s
                                pm_trouble *trouble)
 {
     pm_ledger_header header;
-    ssize_t got = pread(fd, &header, sizeof header, 0);
+    ssize_t got;
 
+    do {
+        got = pread(fd, &header, sizeof header, 0);
+    } while (got < 0 && errno == EINTR);
     if (got < 0) {
         return fail_by_errno(trouble, "read", path);
     }
@@ -182,10 +185,15 @@ static pm_status open_place(const char *named, char path[PATH_MAX], int *folder,
                             pm_trouble *trouble)
 {
     char own[64];
+    uint64_t network;
 
     if (named == NULL) {
+        pm_status status = pm_network_namespace(&network);
+        if (status != PM_OK) {
+            return status;
+        }
         snprintf(own, sizeof own, "/tmp/portmanager-%u", (unsigned)geteuid());
-        snprintf(path, PATH_MAX, "%s/ports-%llu", own, (unsigned long long)pm_network_namespace());
+        snprintf(path, PATH_MAX, "%s/ports-%llu", own, (unsigned long long)network);
         return open_own_folder(own, folder, trouble);
     }
     if (named[0] != '/' || strlen(named) >= PATH_MAX || named[strlen(named) - 1] == '/') {
@@ -417,7 +425,13 @@ pm_file_state pm_ledger_file_state(const pm_ledger_map *map, int fd, int64_t *ch
 {
     struct stat status;
 
-    if (fd < 0 || fstat(fd, &status) < 0 || !is_the_file(map, &status)) {
+    if (fd < 0) {
+        return PM_FILE_OTHER_FD;
+    }
+    if (fstat(fd, &status) < 0) {
+        return errno == EBADF ? PM_FILE_OTHER_FD : PM_FILE_UNKNOWN;
+    }
+    if (!is_the_file(map, &status)) {
         return PM_FILE_OTHER_FD;
     }
     if (changed_at) {
@@ -425,6 +439,13 @@ pm_file_state pm_ledger_file_state(const pm_ledger_map *map, int fd, int64_t *ch
     }
     return status.st_nlink > 0 && (size_t)status.st_size == map->size ? PM_FILE_SOUND
                                                                       : PM_FILE_CHANGED;
+}
+
+bool pm_ledger_file_is_whole_by_name(const pm_ledger_map *map)
+{
+    struct stat status;
+    return lstat(map->path, &status) == 0 && is_the_file(map, &status) &&
+           (size_t)status.st_size == map->size;
 }
 
 bool pm_ledger_file_is_named(const pm_ledger_map *map)

@@ -77,7 +77,12 @@ pm_status pm_ledger_file_reopen(const pm_ledger_map *map, int *fd);
 
 /* Is the mapped file whole, and has it a name? `fd` is a descriptor of it, or was once. The time
  * of the file's last status change goes to *changed_at, which may be NULL. */
-typedef enum { PM_FILE_SOUND, PM_FILE_CHANGED, PM_FILE_OTHER_FD } pm_file_state;
+typedef enum {
+    PM_FILE_SOUND,
+    PM_FILE_CHANGED,
+    PM_FILE_OTHER_FD,
+    PM_FILE_UNKNOWN /* errno says why */
+} pm_file_state;
 pm_file_state pm_ledger_file_state(const pm_ledger_map *map, int fd, int64_t *changed_at);
 
 /* Does the mapped file, which must be whole, still say that it is a ledger? */
@@ -85,6 +90,9 @@ bool pm_ledger_file_is_ledger(const pm_ledger_map *map);
 
 /* Has the path still the file that is mapped? */
 bool pm_ledger_file_is_named(const pm_ledger_map *map);
+
+/* The same and its size, for who has no descriptor. */
+bool pm_ledger_file_is_whole_by_name(const pm_ledger_map *map);
 
 /* Makes a ledger with so many slots, 1..PM_SLOTS_MAX, at an absolute path that is free.
  * PM_BUSY: there is a file already. */

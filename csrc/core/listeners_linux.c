@@ -234,7 +234,15 @@ static pm_status proc_dump(unsigned state, visit each, void *context)
                 going = each(context, family, port, address, inode);
             }
         }
+        if (ferror(file)) {
+            answer = pm_status_of_errno(errno) == PM_EXHAUSTED ? PM_EXHAUSTED : PM_FAILED;
+        }
+        int error = errno;
         fclose(file);
+        errno = error;
+        if (answer != PM_OK) {
+            return answer;
+        }
     }
     return answer;
 }

@@ -89,7 +89,8 @@ static pm_status bind_everywhere(pm_prober *prober, uint16_t port, int type, int
         if (status == PM_OK && fresh) {
             int off = 0;
             if (setsockopt(prober->fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off) < 0) {
-                status = PM_UNSUPPORTED;
+                status = errno == ENOPROTOOPT ? PM_UNSUPPORTED : pm_status_of_errno(errno);
+                pm_prober_close(prober); /* it covers IPv6 alone */
             }
         }
         if (status == PM_OK) {

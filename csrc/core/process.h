@@ -5,6 +5,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "core/status.h"
+
 /* Never 0; a forked child has one of its own. */
 uint32_t pm_process_id(void);
 
@@ -25,7 +27,8 @@ pm_process pm_process_self(void);
  * a small file for each. */
 size_t pm_process_ancestors(pm_process *ancestors, size_t max);
 
-/* What tells this process's network from others'; 0: not known. */
-uint64_t pm_network_namespace(void);
+/* What tells this process's network from others'; 0 where the system does not tell. PM_EXHAUSTED:
+ * out of memory, errno says so. */
+pm_status pm_network_namespace(uint64_t *number);
 
 #endif

@@ -86,8 +86,11 @@ size_t pm_process_ancestors(pm_process *ancestors, size_t max)
     return count;
 }
 
-uint64_t pm_network_namespace(void)
+pm_status pm_network_namespace(uint64_t *number)
 {
     struct stat status;
-    return stat("/proc/self/ns/net", &status) == 0 ? (uint64_t)status.st_ino : 0;
+    bool known = stat("/proc/self/ns/net", &status) == 0;
+
+    *number = known ? (uint64_t)status.st_ino : 0;
+    return !known && pm_status_of_errno(errno) == PM_EXHAUSTED ? PM_EXHAUSTED : PM_OK;
 }

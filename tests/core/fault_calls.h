@@ -9,8 +9,8 @@
 #include <netdb.h>
 #include <pthread.h>
 #include <stdarg.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 #include <time.h>
@@ -35,9 +35,10 @@ typedef enum {
     CALL_READ,
     CALL_PREAD,
     CALL_PWRITE,
-    CALL_LSEEK,
+    CALL_IOCTL,
     CALL_FALLOCATE,
     CALL_MKDIR,
+    CALL_CHMOD,
     CALL_FCHMOD,
     CALL_LINKAT,
     CALL_UNLINKAT,
@@ -101,12 +102,14 @@ static const int read_errors[] = {EAGAIN, EBADF,     EFAULT, EINTR,    EINVAL, E
 static const int write_errors[] = {EAGAIN, EBADF,     EDESTADDRREQ, EDQUOT,   EFAULT, EFBIG,
                                    EINTR,  EINVAL,    EIO,          ENOSPC,   EPERM,  EPIPE,
                                    ENXIO,  EOVERFLOW, ESPIPE,       NO_BYTES, HALF,   0};
-static const int lseek_errors[] = {EBADF, EINVAL, ENXIO, EOVERFLOW, ESPIPE, 0};
+static const int ioctl_errors[] = {EBADF, EFAULT, EINVAL, ENOTTY, 0};
 static const int fallocate_errors[] = {EBADF,      EFBIG,  EINTR, EINVAL, ENODEV, ENOSPC,
                                        EOPNOTSUPP, ESPIPE, EIO,   EDQUOT, 0};
 static const int mkdir_errors[] = {EACCES,  EBADF,  EDQUOT,       EEXIST, EFAULT, EINVAL,
                                    ELOOP,   EMLINK, ENAMETOOLONG, ENOENT, ENOMEM, ENOSPC,
                                    ENOTDIR, EPERM,  EROFS,        0};
+static const int chmod_errors[] = {EACCES,  EFAULT, EIO,   ELOOP, ENAMETOOLONG, ENOENT, ENOMEM,
+                                   ENOTDIR, EPERM,  EROFS, 0};
 static const int fchmod_errors[] = {EBADF, EIO, ENOMEM, ENOTSUP, EPERM, EROFS, 0};
 static const int linkat_errors[] = {EACCES, EBADF,   EDQUOT, EEXIST,       EFAULT, EINVAL,
                                     EIO,    ELOOP,   EMLINK, ENAMETOOLONG, ENOENT, ENOMEM,
@@ -157,9 +160,10 @@ static const struct {
     [CALL_READ] = {"read",                     read_errors       },
     [CALL_PREAD] = {"pread",                    read_errors       },
     [CALL_PWRITE] = {"pwrite",                   write_errors      },
-    [CALL_LSEEK] = {"lseek",                    lseek_errors      },
+    [CALL_IOCTL] = {"ioctl",                    ioctl_errors      },
     [CALL_FALLOCATE] = {"posix_fallocate",          fallocate_errors  },
     [CALL_MKDIR] = {"mkdir",                    mkdir_errors      },
+    [CALL_CHMOD] = {"chmod",                    chmod_errors      },
     [CALL_FCHMOD] = {"fchmod",                   fchmod_errors     },
     [CALL_LINKAT] = {"linkat",                   linkat_errors     },
     [CALL_UNLINKAT] = {"unlinkat",                 unlinkat_errors   },
@@ -428,10 +432,14 @@ ssize_t __wrap_pwrite(int fd, const void *data, size_t size, off_t offset)
     return fallen_short(error);
 }
 
-REAL(lseek);
-off_t __wrap_lseek(int fd, off_t offset, int whence)
+REAL(ioctl);
+int __wrap_ioctl(int fd, unsigned long request, ...)
 {
-    return fails(CALL_LSEEK, SITE) ? -1 : __real_lseek(fd, offset, whence);
+    va_list rest;
+    va_start(rest, request);
+    void *answer = va_arg(rest, void *);
+    va_end(rest);
+    return fails(CALL_IOCTL, SITE) ? -1 : __real_ioctl(fd, request, answer);
 }
 
 REAL(posix_fallocate);
@@ -446,6 +454,13 @@ int __wrap_mkdir(const char *path, mode_t mode)
 {
     char buffer[256];
     return fails(CALL_MKDIR, SITE) ? -1 : __real_mkdir(replaced(path, buffer, sizeof buffer), mode);
+}
+
+REAL(chmod);
+int __wrap_chmod(const char *path, mode_t mode)
+{
+    char buffer[256];
+    return fails(CALL_CHMOD, SITE) ? -1 : __real_chmod(replaced(path, buffer, sizeof buffer), mode);
 }
 
 REAL(fchmod);
@@ -673,14 +688,20 @@ int __wrap_nanosleep(const struct timespec *pause, struct timespec *rest)
     return fails(CALL_NANOSLEEP, SITE) ? -1 : 0;
 }
 
-REAL(getrandom);
+/* Never the same twice in a process, and the same in each. */
 ssize_t __wrap_getrandom(void *buffer, size_t size, unsigned flags)
 {
+    static uint32_t number = 1;
     int error = fault(CALL_GETRANDOM, SITE);
-    if (error == NO_ERROR || error == HALF) {
-        return __real_getrandom(buffer, error == HALF ? size / 2 : size, flags);
+    (void)flags;
+
+    if (error != NO_ERROR && error != HALF) {
+        return fallen_short(error);
     }
-    return fallen_short(error);
+    number = number * 1664525 + 1013904223;
+    size = size < sizeof number ? size : sizeof number;
+    memcpy(buffer, &number, size);
+    return (ssize_t)(error == HALF ? size / 2 : size);
 }
 
 #endif

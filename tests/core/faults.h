@@ -118,7 +118,8 @@ static inline bool is_right(const scenario *this, pm_status status, int error)
     uint64_t which = BIT(our->plan.fails.which);
 
     if (expected == EINTR && which & RESTARTED) {
-        return status == our->clean;
+        bool is_alone = this->flags & CLAIMS && !(this->flags & SPOILT) && !our->takes_part;
+        return status == our->clean && !is_alone;
     }
     if ((direct == PM_EXHAUSTED && which & this->told) || status == PM_EXHAUSTED) {
         return status == direct && error == expected;
@@ -324,6 +325,9 @@ static inline pm_status run_armed(const scenario *this, int *error)
     subject.wrong = false;
     errno = 0;
     armed = true;
+    if (this->flags & CLAIMS && subject.me == PM_NOBODY) {
+        subject.me = pm_ledger_enroll();
+    }
     pm_status status = this->run();
     *error = errno;
     armed = false;
@@ -343,7 +347,7 @@ static inline void be_subject(const scenario *this, int runner)
     int error;
     char byte;
 
-    subject.me = this->flags & CLAIMS ? pm_ledger_enroll() : PM_NOBODY;
+    subject.me = this->flags & ATTACHED ? pm_ledger_enroll() : PM_NOBODY;
     step_ns = this->flags & TIME_PASSES ? 2000000 : 0;
     refused = this->refusal ? this->refused : CALLS;
     refusal = this->refusal;

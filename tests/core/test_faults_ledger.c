@@ -6,8 +6,10 @@
 
 /* Without these nobody can take part, and being out of them passes. */
 #define FILES                                                                                      \
-    (BIT(CALL_OPEN) | BIT(CALL_OPENAT) | BIT(CALL_TMPFILE) | BIT(CALL_MKDIR) | BIT(CALL_MMAP) |    \
-     BIT(CALL_MMAP_OWN) | BIT(CALL_DONTFORK) | BIT(CALL_ATFORK))
+    (BIT(CALL_OPEN) | BIT(CALL_OPENAT) | BIT(CALL_TMPFILE) | BIT(CALL_MKDIR) | BIT(CALL_CHMOD) |   \
+     BIT(CALL_MMAP) | BIT(CALL_DONTFORK))
+/* The same, of the process itself; enrolling tries them first, and has no status. */
+#define MEMORY (BIT(CALL_MMAP_OWN) | BIT(CALL_ATFORK))
 #define SOCKETS (BIT(CALL_SOCKET) | BIT(CALL_NETLINK))
 
 static const pm_name web = {.key = 12345, .label = "web"};
@@ -38,6 +40,12 @@ static void attach_later(void)
 {
     attach();
     pm_ledger_set_next_port(20000);
+}
+
+/* No need to enroll. */
+static void be_somebody(void)
+{
+    subject.me = 1;
 }
 
 static pm_status claim(uint16_t wanted)
@@ -368,6 +376,8 @@ static const scenario scenarios[] = {
      .told = FILES | BIT(CALL_STAT), .flags = CLAIMS | FRESH | OWN_PLACE},
     {"claim, the first process without O_TMPFILE", check_and_claim, .set_up = choose_port,
      .told = FILES, .flags = CLAIMS | FRESH, .refused = CALL_TMPFILE, .refusal = EOPNOTSUPP},
+    {"check, the second process", check, be_somebody, choose_port, .told = FILES | MEMORY,
+     .flags = CLAIMS},
     {"claim, the second process", check_and_claim, .set_up = choose_port, .told = FILES,
      .flags = CLAIMS},
     {"claim, without MADV_WIPEONFORK", check_and_claim, .set_up = choose_port, .told = FILES,
@@ -415,13 +425,12 @@ static const scenario scenarios[] = {
 static void test_all_calls_fail(void **state)
 {
     static const call expected[] = {
-        CALL_OPEN,       CALL_OPEN_PROC, CALL_OPENAT,     CALL_TMPFILE,   CALL_CLOSE,
-        CALL_READ,       CALL_PREAD,     CALL_PWRITE,     CALL_LSEEK,     CALL_FALLOCATE,
-        CALL_MKDIR,      CALL_FCHMOD,    CALL_LINKAT,     CALL_UNLINKAT,  CALL_STAT,
-        CALL_LSTAT,      CALL_FSTAT,     CALL_FSTATFS,    CALL_FCNTL,     CALL_MMAP,
-        CALL_MMAP_OWN,   CALL_MUNMAP,    CALL_WIPEONFORK, CALL_DONTFORK,  CALL_ATFORK,
-        CALL_MALLOC,     CALL_REALLOC,   CALL_CLOCK,      CALL_NANOSLEEP, CALL_SOCKET,
-        CALL_SETSOCKOPT, CALL_BIND,      CALL_GETRANDOM};
+        CALL_OPEN,     CALL_OPEN_PROC,  CALL_OPENAT,   CALL_TMPFILE,   CALL_CLOSE,  CALL_READ,
+        CALL_PREAD,    CALL_PWRITE,     CALL_IOCTL,    CALL_FALLOCATE, CALL_MKDIR,  CALL_FCHMOD,
+        CALL_CHMOD,    CALL_LINKAT,     CALL_UNLINKAT, CALL_STAT,      CALL_LSTAT,  CALL_FSTAT,
+        CALL_FSTATFS,  CALL_FCNTL,      CALL_MMAP,     CALL_MMAP_OWN,  CALL_MUNMAP, CALL_WIPEONFORK,
+        CALL_DONTFORK, CALL_ATFORK,     CALL_MALLOC,   CALL_REALLOC,   CALL_CLOCK,  CALL_NANOSLEEP,
+        CALL_SOCKET,   CALL_SETSOCKOPT, CALL_BIND,     CALL_GETRANDOM};
     (void)state;
     check_all_fail(expected, COUNT(expected));
 }
