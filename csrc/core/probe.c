@@ -4,6 +4,7 @@
 #include <stdbool.h>
 #include <unistd.h>
 
+#include "core/fork.h"
 #include "core/listeners.h"
 
 void pm_prober_close(pm_prober *prober)
@@ -23,6 +24,7 @@ static pm_status prepare(pm_prober *prober, int family, int type, int reuse)
         pm_prober_close(prober);
     }
     if (prober->fd < 0) {
+        prober->made_at = pm_fork_children();
         prober->fd = socket(family, type | SOCK_CLOEXEC, 0);
         if (prober->fd < 0) {
             return pm_status_of_errno(errno);
@@ -40,27 +42,43 @@ static pm_status prepare(pm_prober *prober, int family, int type, int reuse)
     return PM_OK;
 }
 
+/* PM_AGAIN: a forked child has the socket too, and would keep the port when we let go. */
 static pm_status bind_and_let_go(pm_prober *prober, const pm_address *address, uint16_t port)
 {
     pm_address bound = *address;
     int result;
 
     pm_address_set_port(&bound, port);
+    pm_fork_forbid();
+    if (prober->made_at != pm_fork_children()) {
+        pm_fork_allow();
+        pm_prober_close(prober);
+        return PM_AGAIN;
+    }
     do {
         result = bind(prober->fd, &bound.any, pm_address_length(&bound));
     } while (result < 0 && errno == EINTR);
-    if (result < 0) {
-        return pm_status_of_errno(errno);
+    int error = errno;
+    if (result == 0) {
+        pm_prober_close(prober); /* a bound socket cannot be bound again */
     }
-    pm_prober_close(prober); /* a bound socket cannot be bound again */
-    return PM_OK;
+    pm_fork_allow();
+    errno = error;
+    return result == 0 ? PM_OK : pm_status_of_errno(error);
 }
 
 pm_status pm_prober_bind(pm_prober *prober, const pm_address *address, uint16_t port, int type,
                          int reuse)
 {
-    pm_status status = prepare(prober, address->any.sa_family, type, reuse);
-    return status == PM_OK ? bind_and_let_go(prober, address, port) : status;
+    pm_status status;
+
+    do {
+        status = prepare(prober, address->any.sa_family, type, reuse);
+        if (status == PM_OK) {
+            status = bind_and_let_go(prober, address, port);
+        }
+    } while (status == PM_AGAIN);
+    return status;
 }
 
 pm_status pm_probe_host(pm_prober *prober, const pm_addresses *host, uint16_t port)
@@ -79,7 +97,7 @@ pm_status pm_probe_host(pm_prober *prober, const pm_addresses *host, uint16_t po
 }
 
 /* One bind of `::` that covers IPv4 too; of 0.0.0.0 where this machine has no IPv6. */
-static pm_status bind_everywhere(pm_prober *prober, uint16_t port, int type, int reuse)
+static pm_status try_everywhere(pm_prober *prober, uint16_t port, int type, int reuse)
 {
     pm_address wildcard = pm_address_wildcard(AF_INET6);
     bool fresh = prober->fd < 0;
@@ -102,6 +120,16 @@ static pm_status bind_everywhere(pm_prober *prober, uint16_t port, int type, int
     }
     wildcard = pm_address_wildcard(AF_INET);
     return pm_prober_bind(prober, &wildcard, port, type, reuse);
+}
+
+static pm_status bind_everywhere(pm_prober *prober, uint16_t port, int type, int reuse)
+{
+    pm_status status;
+
+    do {
+        status = try_everywhere(prober, port, type, reuse);
+    } while (status == PM_AGAIN);
+    return status;
 }
 
 pm_status pm_probe_service(pm_wildcard_prober *prober, uint16_t port)

@@ -18,6 +18,7 @@ typedef struct {
     int family;
     int type; /* SOCK_STREAM or SOCK_DGRAM */
     int reuse;
+    uint32_t made_at; /* pm_fork_children() before it was made */
 } pm_prober;
 
 #define PM_PROBER_CLOSED ((pm_prober){.fd = -1})

@@ -2,6 +2,7 @@
 
 #include <time.h>
 
+#include "core/fork.h"
 #include "ext/log.h"
 #include "ext/values.h"
 
@@ -12,6 +13,7 @@ typedef struct {
     double allocated_at;
     uint16_t port;
     bool published;
+    uint32_t made_in; /* pm_fork_count(): in a forked child it is the parent's hold */
 } pm_hold;
 
 static void lock(pm_manager *self)
@@ -53,6 +55,7 @@ int pm_hold_add(pm_manager *self, PyObject *service, PyObject *name, uint16_t po
     hold->allocation = Py_NewRef(allocation);
     hold->allocated_at = (double)now.tv_sec + (double)now.tv_nsec / 1e9;
     hold->port = port;
+    hold->made_in = pm_fork_count();
     lock(self);
     other = find(self, service);
     if (!other && !PyErr_Occurred()) {
@@ -115,6 +118,15 @@ double pm_hold_time(pm_manager *self, PyObject *service, long port)
     return at;
 }
 
+/* In a forked child an inherited hold is forgotten, no more: its port may be another hold's of
+ * this very manager by now. */
+static void give_back(pm_manager *self, const pm_hold *hold)
+{
+    if (hold->made_in == pm_fork_count()) {
+        pm_ledger_release(self->holder, hold->port);
+    }
+}
+
 /* Takes a hold out and gives its port back, if it is `expected` or that is NULL. Whoever takes
  * it out is the one who gives back: nobody does so twice. */
 static int release(pm_manager *self, PyObject *service, pm_hold *expected)
@@ -127,7 +139,7 @@ static int release(pm_manager *self, PyObject *service, pm_hold *expected)
     if (hold && (!expected || hold == expected)) {
         result = PyDict_DelItem(self->holds, service) < 0 ? -1 : 1;
         if (result > 0) {
-            pm_ledger_release(self->holder, hold->port);
+            give_back(self, hold);
         }
     }
     unlock(self);
@@ -147,7 +159,7 @@ void pm_holds_release_all(pm_manager *self)
 
     lock(self);
     while (PyDict_Next(self->holds, &at, &service, &hold)) {
-        pm_ledger_release(self->holder, ((pm_hold *)hold)->port);
+        give_back(self, (pm_hold *)hold);
     }
     if (fresh) {
         old = self->holds;

@@ -224,9 +224,10 @@ static bool armed; /* core is at work, in a subject */
 static bool fault_is_over;
 static unsigned made_so_far[CALLS];
 
-/* A call that this machine has not, for the time of a scenario. */
+/* A call that this machine has not, for the time of a scenario; `always`: whoever makes it. */
 static call refused = CALLS;
 static int refusal;
+static bool refused_always;
 
 /* What core has and did not give back. */
 static struct {
@@ -236,11 +237,11 @@ static struct {
 /* What the call has to fail with, NO_ERROR if it is to go well. */
 static inline int fault(call which, const void *site)
 {
+    if (which == refused && (armed || refused_always)) {
+        return refusal;
+    }
     if (!armed) {
         return NO_ERROR;
-    }
-    if (which == refused) {
-        return refusal;
     }
     unsigned number = ++made_so_far[which];
     if (fault_is_over) {

@@ -36,7 +36,7 @@ enum {
 typedef struct {
     call which;
     const void *site;
-    unsigned scenarios; /* so many had it */
+    int scenarios; /* so many had it */
 } place;
 
 typedef struct {
@@ -52,14 +52,15 @@ typedef struct {
 } scenario;
 
 enum {
-    CLAIMS = 1,          /* the ledger is asked */
-    ATTACHED = 2,        /* ... and prepare does so first */
-    FRESH = 4,           /* there is no ledger yet */
-    OWN_PLACE = 8,       /* the ledger is where no variable says */
-    SPOILT = 16,         /* the ledger's file is no good, nor ever will be */
-    OTHERS_HOLD = 32,    /* the port that is asked for is somebody else's */
-    TIME_PASSES = 64,    /* no answer of the file system is fresh enough to be kept */
-    MAY_MISANSWER = 128, /* where the machine does not say, the answer is a guess */
+    CLAIMS = 1,           /* the ledger is asked */
+    ATTACHED = 2,         /* ... and prepare does so first */
+    FRESH = 4,            /* there is no ledger yet */
+    OWN_PLACE = 8,        /* the ledger is where no variable says */
+    SPOILT = 16,          /* the ledger's file is no good, nor ever will be */
+    OTHERS_HOLD = 32,     /* the port that is asked for is somebody else's */
+    TIME_PASSES = 64,     /* no answer of the file system is fresh enough to be kept */
+    MAY_MISANSWER = 128,  /* where the machine does not say, the answer is a guess */
+    REFUSED_ALWAYS = 256, /* else while core is at work in `run` */
 };
 
 /* What a scenario tells of itself. */
@@ -121,7 +122,7 @@ static inline bool is_right(const scenario *this, pm_status status, int error)
         bool is_alone = this->flags & CLAIMS && !(this->flags & SPOILT) && !our->takes_part;
         return status == our->clean && !is_alone;
     }
-    if ((direct == PM_EXHAUSTED && which & this->told) || status == PM_EXHAUSTED) {
+    if (direct == PM_EXHAUSTED && which & this->told) {
         return status == direct && error == expected;
     }
     if (status == our->clean || this->also & BIT(status)) {
@@ -129,6 +130,9 @@ static inline bool is_right(const scenario *this, pm_status status, int error)
     }
     if (status == PM_OK && this->flags & CLAIMS) {
         return !our->takes_part; /* and that was said */
+    }
+    if (status == PM_EXHAUSTED) {
+        return status == direct && error == expected;
     }
     if (status == PM_FAILED) {
         return direct != PM_EXHAUSTED && (no_error || error == expected);
@@ -351,6 +355,7 @@ static inline void be_subject(const scenario *this, int runner)
     step_ns = this->flags & TIME_PASSES ? 2000000 : 0;
     refused = this->refusal ? this->refused : CALLS;
     refusal = this->refusal;
+    refused_always = this->flags & REFUSED_ALWAYS;
     if (this->prepare) {
         this->prepare();
     }

@@ -186,6 +186,13 @@ static pm_status find_pid(void)
     return PM_OK;
 }
 
+static pm_status find_no_pid(void)
+{
+    pm_status status = find_pid();
+    subject.wrong = false;
+    return status;
+}
+
 static void start_listener(void)
 {
     hold("127.0.0.1", &port, LISTENING);
@@ -297,6 +304,8 @@ static const scenario scenarios[] = {
      .told = SOCKETS},
     {"listen", bind_and_listen, .set_up = find_free_port, .told = SOCKETS},
     {"listen everywhere", bind_and_listen, .set_up = find_free_port_everywhere, .told = SOCKETS},
+    {"listen, in vain", bind_and_listen, .set_up = find_free_port, .refused = CALL_LISTEN,
+     .refusal = EADDRINUSE},
     {"reach a listener", reach_listener, .set_up = start_listener, .told = SOCKETS},
     {"reach nobody", reach_nobody, .set_up = find_free_port, .told = SOCKETS},
     {"reach a foreign address", reach_foreign, .set_up = start_listener_everywhere,
@@ -310,6 +319,8 @@ static const scenario scenarios[] = {
      .told = BIT(CALL_FOPEN) | BIT(CALL_REALLOC), .refused = CALL_NETLINK,
      .refusal = EPROTONOSUPPORT},
     {"find a listener's process", find_pid, .prepare = listen_for_itself},
+    {"find a listener's process, in vain", find_no_pid, .prepare = listen_for_itself,
+     .refused = CALL_FDOPENDIR, .refusal = ENOMEM},
     {"read the policy", read_policy, .set_up = set_policy},
     {"draw numbers", draw_numbers, .flags = 0},
     {"draw numbers without a source", draw_numbers, .flags = TIME_PASSES, .refused = CALL_GETRANDOM,

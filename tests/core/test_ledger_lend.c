@@ -315,6 +315,42 @@ static void test_the_heir_of_a_dead_owner_lends_on(void **state)
     scene(lend_from_heir_of_dead_owner);
 }
 
+/* The heir holds on when its own heir is gone, and lends the port again. */
+static void move_up(void)
+{
+    start_family();
+    assert_status(borrowed_by(CHILD), PM_OK);
+    kill_actor(OWNER);
+    for (int i = 0; i < 3; i++) {
+        assert_status(borrowed_by(GRANDCHILD), PM_OK);
+        assert_refused(STRANGER);
+        if (i == 1) {
+            ask(GRANDCHILD, do_release, PORT, 0);
+        } else {
+            kill_actor(GRANDCHILD);
+            spawn(CHILD, GRANDCHILD);
+        }
+        assert_refused(STRANGER);
+        assert_refused(OTHER_CHILD);
+        assert_status((pm_status)ask(GRANDCHILD, do_borrow, PORT, DATABASE).status, PM_HELD);
+    }
+    assert_status(borrowed_by(GRANDCHILD), PM_OK);
+    ask(CHILD, do_release, PORT, 0);
+    assert_refused(STRANGER);
+    assert_status(claimed_by(CHILD), PM_HELD);
+    ask(GRANDCHILD, do_release, PORT, 0);
+    assert_status((pm_status)ask(CHILD, do_claim, PORT, DATABASE).status, PM_OK);
+    assert_status(borrowed_by(GRANDCHILD), PM_HELD);
+    kill_actor(CHILD);
+    assert_status(claimed_by(STRANGER), PM_OK);
+}
+
+static void test_the_heir_moves_up_into_its_dead_owners_place(void **state)
+{
+    (void)state;
+    scene(move_up);
+}
+
 static actor_action give_back_by;
 
 static void give_back_as_owner(void)
@@ -540,6 +576,44 @@ static void come_back_as_heir_first(void)
     come_back(CHILD, OWNER);
 }
 
+/* Whose place was taken believes to be the heir still; it does not matter who comes first. */
+static void come_back_in_three_generations(void)
+{
+    static const unsigned orders[][3] = {
+        {OWNER,      CHILD,      GRANDCHILD},
+        {CHILD,      GRANDCHILD, OWNER     },
+        {GRANDCHILD, CHILD,      OWNER     }
+    };
+
+    for (size_t i = 0; i < sizeof orders / sizeof *orders; i++) {
+        start_family();
+        assert_status(borrowed_by(CHILD), PM_OK);
+        assert_status(borrowed_by(GRANDCHILD), PM_OK);
+        assert_int_equal(unlink(path), 0);
+        for (size_t k = 0; k < 3; k++) {
+            assert_status(status_of(orders[i][k], do_look), PM_HELD);
+        }
+        assert_refused(STRANGER);
+        for (size_t k = 0; k < 3; k++) {
+            assert_says(orders[i][k], "");
+        }
+        kill_actor(OWNER);
+        assert_refused(STRANGER);
+        kill_actor(CHILD);
+        assert_refused(STRANGER); /* the grandchild serves */
+        kill_actor(GRANDCHILD);
+        assert_status(claimed_by(STRANGER), PM_OK);
+        kill_actor(STRANGER);
+        kill_actor(OTHER_CHILD);
+    }
+}
+
+static void test_three_generations_come_back_in_any_order(void **state)
+{
+    (void)state;
+    scene(come_back_in_three_generations);
+}
+
 static void test_both_halves_come_back_in_either_order(void **state)
 {
     (void)state;
@@ -558,6 +632,13 @@ typedef struct {
 
 static beliefs *believed;
 
+/* Long enough for the other one to come by. */
+static void hold_for_a_while(void)
+{
+    for (volatile int i = 0; i < 2000; i++) {
+    }
+}
+
 static actor_answer do_claim_in_turns(const actor_order *order)
 {
     pm_claim claim;
@@ -567,6 +648,7 @@ static actor_answer do_claim_in_turns(const actor_order *order)
         if (pm_ledger_check() == PM_OK &&
             pm_ledger_claim(me, order->port, &name, &claim) == PM_OK) {
             atomic_store(&believed->owned_as, name.key);
+            hold_for_a_while();
             uint64_t lent_as = atomic_load(&believed->lent_as);
             believed->violations += lent_as != 0 && lent_as != name.key;
             atomic_store(&believed->owned_as, 0);
@@ -581,6 +663,7 @@ static actor_answer do_borrow_often(const actor_order *order)
     for (uint64_t i = 0; i < order->number; i++) {
         if (borrow(order->port, order->port, WEB).status == PM_OK) {
             atomic_store(&believed->lent_as, WEB);
+            hold_for_a_while();
             uint64_t owned_as = atomic_load(&believed->owned_as);
             believed->violations += owned_as != 0 && owned_as != WEB;
             believed->lendings++;
@@ -593,7 +676,7 @@ static actor_answer do_borrow_often(const actor_order *order)
 
 static void lend_while_names_change(void)
 {
-    enum { ROUNDS = 20000 };
+    enum { ROUNDS = 2000, LENDINGS = 3000 };
 
     believed =
         mmap(NULL, sizeof *believed, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -603,8 +686,8 @@ static void lend_while_names_change(void)
     spawn(OWNER, CHILD);
     assert_true(ask(CHILD, do_ask_for_kin, 0, 0).number);
     tell(OWNER, do_claim_in_turns, PORT, 0);
-    for (int tries = 0; atomic_load(&believed->lendings) == 0; tries++) {
-        assert_in_range(tries, 0, 100);
+    for (int tries = 0; atomic_load(&believed->lendings) < LENDINGS; tries++) {
+        assert_in_range(tries, 0, 1000);
         ask(CHILD, do_borrow_often, PORT, ROUNDS);
     }
     atomic_store(&believed->quit, 1);
@@ -632,12 +715,14 @@ int main(void)
         TEST_WITH_FOLDER(test_the_port_is_free_when_owner_and_heir_are_dead),
         TEST_WITH_FOLDER(test_a_dead_owner_lends_nothing),
         TEST_WITH_FOLDER(test_the_heir_of_a_dead_owner_lends_on),
+        TEST_WITH_FOLDER(test_the_heir_moves_up_into_its_dead_owners_place),
         TEST_WITH_FOLDER(test_the_owners_release_leaves_the_heir_its_port),
         TEST_WITH_FOLDER(test_the_heirs_release_leaves_the_owner_its_port),
         TEST_WITH_FOLDER(test_only_the_name_of_now_counts),
         TEST_WITH_FOLDER(test_a_recycled_pid_is_no_ancestor),
         TEST_WITH_FOLDER(test_a_dead_owners_tag_says_nothing),
         TEST_WITH_FOLDER(test_each_name_has_its_own_tag),
+        TEST_WITH_FOLDER(test_three_generations_come_back_in_any_order),
         TEST_WITH_FOLDER(test_both_halves_come_back_in_either_order),
         TEST_WITH_FOLDER(test_owner_and_heir_never_hold_for_two_names),
     };

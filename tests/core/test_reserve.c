@@ -446,6 +446,43 @@ static void test_where_no_port_rested_there_are_some_all_the_same(void **state)
     scene(tire_all);
 }
 
+/* A walk that found none that rested is not repeated by the next ones; what rests meanwhile is
+ * among those that they take. */
+static void rest_meanwhile(void)
+{
+    enum { FIRST = WELL_KNOWN_END, END = 1100 };
+
+    enter_new_network();
+    write_setting("/proc/sys/net/ipv4/ip_local_port_range", "1100 65535");
+    write_setting("/proc/sys/net/ipv4/ip_unprivileged_port_start", "1024");
+    me = pm_ledger_enroll();
+    assert_status(pm_ledger_check(), PM_OK);
+    pm_ledger_map map = mapped();
+    int64_t moment = now() - 10000000000;
+    for (uint32_t port = 0; port <= UINT16_MAX; port++) {
+        atomic_store(&map.entries[port].changed_at, moment);
+    }
+    outcome out = reserve_count(END - FIRST);
+    assert_status(out.status, PM_OK);
+    assert_false(out.ephemeral);
+    for (uint32_t i = 0; i < out.found; i++) {
+        pm_ledger_withdraw(me, out.ports[i]);
+    }
+    for (uint32_t port = FIRST; port < FIRST + 20; port++) {
+        atomic_store(&map.entries[port].changed_at, 0);
+    }
+    out = reserve_count(END - FIRST);
+    assert_status(out.status, PM_OK);
+    assert_false(out.ephemeral);
+    pm_ledger_file_unmap(&map);
+}
+
+static void test_what_rests_meanwhile_is_not_forgotten(void **state)
+{
+    (void)state;
+    scene(rest_meanwhile);
+}
+
 static void want_remembered(void)
 {
     uint16_t first = free_ports(4), last = (uint16_t)(first + 3);
@@ -902,6 +939,7 @@ int main(void)
         TEST_WITH_FOLDER(test_a_clock_that_jumps_keeps_no_port_back),
         TEST_WITH_FOLDER(test_any_port_is_another_one_each_time),
         TEST_WITH_FOLDER(test_where_no_port_rested_there_are_some_all_the_same),
+        TEST_WITH_FOLDER(test_what_rests_meanwhile_is_not_forgotten),
         TEST_WITH_FOLDER(test_a_names_port_comes_behind_those_given_back_lately),
         TEST_WITH_FOLDER(test_a_name_has_the_same_port_each_time),
         TEST_WITH_FOLDER(test_names_that_begin_at_one_port_have_two),
