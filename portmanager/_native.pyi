@@ -142,7 +142,7 @@ class _Held:
     found: int
     wanted: int
     borrowed: bool
-    ephemeral: bool
+    ephemeral: int
     forbidden: bool
     def release(self) -> None: ...
 

@@ -19,7 +19,7 @@ from portmanager import _native
 from portmanager._native import PortReservation
 
 _MAX_PORT = 65535
-_HOLDERS_NAMED = 8  # in a message
+_NAMED = 8  # in a message
 _INFO, _WARNING = 20, 30
 
 T_co = TypeVar("T_co", int, tuple[int, ...], covariant=True)
@@ -169,7 +169,7 @@ def reserve(
         _native._log(
             _WARNING,
             f"Only the ephemeral range had free ports: an outgoing connection may take "
-            f"{_spell(held.ports)} while nothing listens there",
+            f"{_spell(held.ports[-held.ephemeral :])} while nothing listens there",
         )
     if name is not None:
         _log_name(name, held)
@@ -252,7 +252,10 @@ def _spell(ports: tuple[int, ...]) -> str:
     first, last = ports[0], ports[-1]
     if len(ports) > 2 and ports == tuple(range(first, last + 1)):
         return f"{first}-{last}"
-    return ", ".join(map(str, ports))
+    named = [*map(str, ports[:_NAMED])]
+    if len(ports) > _NAMED:
+        named.append(f"{len(ports) - _NAMED} more")
+    return ", ".join(named)
 
 
 def _holders(first: int, last: int) -> list[PortReservation]:
@@ -269,10 +272,10 @@ def _exhausted(
     holders = _holders(first, last)
     named = [
         f"{holder.port} by pid {holder.pid}" + (f" ({holder.service})" if holder.service else "")
-        for holder in holders[:_HOLDERS_NAMED]
+        for holder in holders[:_NAMED]
     ]
-    if len(holders) > _HOLDERS_NAMED:
-        named.append(f"{len(holders) - _HOLDERS_NAMED} more")
+    if len(holders) > _NAMED:
+        named.append(f"{len(holders) - _NAMED} more")
     error = PortsExhausted(
         errno.EADDRINUSE,
         f"{count}{' consecutive' if consecutive else ''} "

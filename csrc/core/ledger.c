@@ -477,7 +477,9 @@ static bool reclaim_shared(pm_ledger_state *state, uint16_t port, bool as_heir)
 
     do {
         pm_half owner = pm_owner_of(word), heir = pm_heir_of(word);
-        if (pm_ledger_lives(state, as_heir ? heir : owner)) {
+        pm_half before = as_heir ? heir : owner;
+        /* An heir whose place we had taken may be back before us. */
+        if (pm_ledger_lives(state, before) && !(as_heir && pm_ledger_is_kin(state, before))) {
             return false;
         }
         /* A stranger was quicker: we are no heir of its. */

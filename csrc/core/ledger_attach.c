@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -23,6 +24,12 @@ static atomic_bool wiped_by_kernel;
  * on it. It may be closed behind our back, and its number be another file's. Not in `own`: a
  * forked child has it too. */
 static int asking_fd = -1;
+
+/* Where mapping a file does not keep its open file description (overlayfs maps another file), the
+ * lock hangs on this descriptor. A forked child closes its copy. */
+static bool needs_lock_fd;
+static int lock_fd = -1;
+static uint64_t lock_device, lock_inode;
 
 int64_t pm_ledger_clock(clockid_t clock)
 {
@@ -51,8 +58,24 @@ static void after_fork_in_parent(void)
     }
 }
 
+static void close_lock_fd(void)
+{
+    struct stat status;
+
+    if (lock_fd >= 0) {
+        /* If it is ours still: it may have been closed behind our back. */
+        bool known = fstat(lock_fd, &status) == 0;
+        if (known ? (uint64_t)status.st_dev == lock_device && (uint64_t)status.st_ino == lock_inode
+                  : errno != EBADF) {
+            close(lock_fd);
+        }
+    }
+    lock_fd = -1;
+}
+
 static void after_fork_in_child(void)
 {
+    close_lock_fd();
     if (!wiped_by_kernel && atomic_load(&own)) {
         /* The mapping is not in the child, whoever wipes the memory. */
         memset(atomic_load(&own), 0, sizeof(pm_ledger_state));
@@ -222,7 +245,7 @@ static pm_status take_slot(pm_ledger_state *state, int fd, pm_trouble *trouble)
     return status;
 }
 
-/* The lock must hang on the mapping alone, or this system is not as we think. */
+/* Does the lock hang on the mapping alone? PM_UNSUPPORTED: no. */
 static pm_status check_lock(pm_ledger_state *state, pm_trouble *trouble)
 {
     bool locked = false;
@@ -230,11 +253,13 @@ static pm_status check_lock(pm_ledger_state *state, pm_trouble *trouble)
     if (ready_asking_fd(&state->map) < 0) {
         return pm_status_of_errno(errno) == PM_EXHAUSTED ? PM_EXHAUSTED : PM_AGAIN;
     }
-    if (pm_liveness_ask(asking_fd, state->half >> 20, &locked) != PM_OK || !locked) {
+    pm_status asked = pm_liveness_ask(asking_fd, state->half >> 20, &locked);
+    if (asked != PM_OK || !locked) {
         snprintf(trouble->text, sizeof trouble->text,
-                 "%s cannot be used: this system does not keep the locks of mapped files",
+                 "%s cannot be used: its file system does not keep locks (PORTMANAGER_LEDGER may "
+                 "name another file)",
                  state->map.path);
-        return PM_FAILED;
+        return asked == PM_OK ? PM_UNSUPPORTED : PM_FAILED;
     }
     return PM_OK;
 }
@@ -245,10 +270,23 @@ static void detach(pm_ledger_state *state)
         close(asking_fd);
     }
     asking_fd = -1;
+    close_lock_fd();
     pm_ledger_file_unmap(&state->map); /* and with it our lock */
     state->half = 0;
     state->kin_known = false;
     state->mode = PM_UNDECIDED;
+}
+
+/* The mapping keeps the lock, or the descriptor has to. */
+static void keep_lock(const pm_ledger_state *state, int fd)
+{
+    if (!needs_lock_fd) {
+        close(fd);
+        return;
+    }
+    lock_fd = fd;
+    lock_device = state->map.device;
+    lock_inode = state->map.inode;
 }
 
 static pm_status attach_file(pm_ledger_state *state, const char *path, pm_trouble *trouble)
@@ -261,10 +299,14 @@ static pm_status attach_file(pm_ledger_state *state, const char *path, pm_troubl
         status = pm_ledger_file_open(path, &state->map, &fd, trouble);
         if (status == PM_OK) {
             status = take_slot(state, fd, trouble);
-            close(fd); /* the mapping keeps the lock */
+            keep_lock(state, fd);
         }
         if (status == PM_OK) {
             status = check_lock(state, trouble);
+        }
+        if (status == PM_UNSUPPORTED) {
+            status = needs_lock_fd ? PM_FAILED : PM_AGAIN;
+            needs_lock_fd = true;
         }
         if (status != PM_OK) {
             int error = errno;
@@ -300,9 +342,8 @@ static pm_status attach(pm_ledger_state *state)
         pm_ledger_say(state, &said);
         status = PM_OK; /* alone for now */
     }
-    if (status == PM_OK) {
-        state->named_at = pm_ledger_clock(CLOCK_MONOTONIC);
-    }
+    /* What was exhausted is asked for again at the next call. */
+    state->named_at = status == PM_OK ? pm_ledger_clock(CLOCK_MONOTONIC) : 0;
     return status;
 }
 
@@ -325,6 +366,9 @@ static pm_status verify(pm_ledger_state *state, int64_t now)
             return PM_EXHAUSTED;
         }
         return pm_ledger_file_is_whole_by_name(&state->map) ? PM_OK : PM_BUSY;
+    }
+    if (lock_fd >= 0 && pm_ledger_file_state(&state->map, lock_fd, NULL) == PM_FILE_OTHER_FD) {
+        return PM_BUSY; /* closed behind our back: to others we are dead */
     }
     if (file != PM_FILE_SOUND || !pm_ledger_file_is_ledger(&state->map)) {
         return PM_BUSY;

@@ -15,7 +15,8 @@ pm_status pm_reservation_begin(pm_reservation *reservation, const pm_reserve_req
     reservation->ports = ports;
     reservation->found = reservation->longest = reservation->forbidden = 0;
     reservation->wanted = 0;
-    reservation->borrowed = reservation->ephemeral = reservation->begun = false;
+    reservation->borrowed = reservation->begun = false;
+    reservation->ephemeral = 0;
     reservation->lap = 0;
     reservation->taker = PM_TAKER_IDLE;
     reservation->taker.settles = request->name.key != 0;
@@ -111,7 +112,7 @@ static pm_status run_single(pm_reservation *reservation, uint32_t budget)
         }
         pm_status status = take(reservation, port);
         if (status == PM_OK) {
-            reservation->ephemeral |= ephemeral;
+            reservation->ephemeral += ephemeral;
             pm_candidates_taken(candidates, port);
             remember(request, port);
         } else if (status != PM_BUSY) {
@@ -147,8 +148,10 @@ static pm_status run_consecutive(pm_reservation *reservation, uint32_t budget)
         } else if (status != PM_OK) {
             return status;
         } else if (reservation->found == request->count) {
-            reservation->ephemeral =
-                pm_candidates_meet_ephemeral(candidates, reservation->ports[0], port);
+            for (uint32_t i = 0; i < request->count; i++) {
+                uint16_t at = reservation->ports[i];
+                reservation->ephemeral += pm_candidates_meet_ephemeral(candidates, at, at);
+            }
             pm_candidates_taken(candidates, port);
             return PM_OK;
         }

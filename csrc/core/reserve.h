@@ -24,9 +24,9 @@ typedef struct {
     uint16_t *ports; /* the caller's, `count` of them: those that are held so far */
     uint32_t found;  /* how many those are; PM_BUSY: how many there were, in a row if need be */
     uint32_t longest;
-    uint16_t wanted; /* the name's first candidate; 0: none was fit */
-    bool borrowed;   /* from an ancestor process */
-    bool ephemeral;  /* one of them is of the ephemeral range, and nobody asked for that */
+    uint16_t wanted;    /* the name's first candidate; 0: none was fit */
+    bool borrowed;      /* from an ancestor process */
+    uint32_t ephemeral; /* how many, the last, are of the ephemeral range that nobody asked for */
     bool begun;
     uint32_t lap, next; /* of a walk for consecutive ports */
     uint32_t forbidden; /* candidates that need a privilege */

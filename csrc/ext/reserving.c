@@ -19,7 +19,8 @@ typedef struct {
     PyObject *numbers;
     unsigned int found;
     int wanted; /* 0: nothing was fit */
-    char borrowed, ephemeral, forbidden;
+    unsigned int ephemeral;
+    char borrowed, forbidden;
 } pm_ports;
 
 /* ---- the search ---------------------------------------------------------------------------- */
@@ -152,7 +153,7 @@ static PyMemberDef held_members[] = {
     {"wanted", T_INT, offsetof(pm_ports, wanted), READONLY, NULL},
     {"borrowed", T_BOOL, offsetof(pm_ports, borrowed), READONLY, NULL},
     {"forbidden", T_BOOL, offsetof(pm_ports, forbidden), READONLY, NULL},
-    {"ephemeral", T_BOOL, offsetof(pm_ports, ephemeral), READONLY, NULL},
+    {"ephemeral", T_UINT, offsetof(pm_ports, ephemeral), READONLY, NULL},
     {0},
 };
 

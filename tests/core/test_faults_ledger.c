@@ -155,6 +155,27 @@ static pm_status check_twice(void)
     return status == PM_OK ? check() : status;
 }
 
+/* A child that kept the lock would keep what we hold alive. */
+static pm_status fork_off(void)
+{
+    armed = false;
+    size_t before = open_descriptors();
+    subject.asked = port;
+    armed = true;
+    pid_t pid = fork();
+    armed = false;
+
+    if (pid == 0) {
+        bool is_lost = plan->hit && plan->error == EBADF; /* it is not, in fact */
+        if (open_descriptors() != before - 1 && !is_lost) {
+            complain("the child has the lock's descriptor");
+        }
+        _exit(0);
+    }
+    waitpid(pid, NULL, 0);
+    return PM_OK;
+}
+
 static pm_status look(void)
 {
     pm_holder holder = subject.me, nobody = subject.me;
@@ -394,6 +415,13 @@ static const scenario scenarios[] = {
     {"release", release, attach_and_claim, choose_port, .flags = AFTERWARDS},
     {"release without the descriptor", release, attach_and_lose_the_descriptor, choose_port,
      .flags = AFTERWARDS},
+    {"claim, overlaid", check_and_claim, .set_up = choose_port, .told = FILES,
+     .flags = CLAIMS | OVERLAID},
+    {"check without the lock, overlaid", check_twice, attach_and_lose_the_descriptor, choose_port,
+     .flags = AFTERWARDS | OVERLAID | TIME_PASSES},
+    {"check without the file, overlaid", check_twice, attach_and_lose_the_file, choose_port,
+     .told = FILES, .flags = AFTERWARDS | FRESH | OVERLAID},
+    {"fork, overlaid", fork_off, attach_and_claim, choose_port, .flags = AFTERWARDS | OVERLAID},
     {"look", look, attach, start_holder, .flags = AFTERWARDS | OTHERS_HOLD},
     {"list", list_all, attach, start_holder, .told = BIT(CALL_REALLOC),
      .flags = AFTERWARDS | OTHERS_HOLD},

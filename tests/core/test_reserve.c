@@ -117,6 +117,23 @@ static uint64_t key_that_begins_at(uint16_t port, uint64_t number)
     return (uint64_t)(port - WELL_KNOWN_END) + (number + 1) * PORTS_OF_A_WALK;
 }
 
+/* A scene whose ports nobody else takes; where that is not permitted it shares the machine's. */
+static void (*body_of_scene)(void);
+
+static void run_in_own_network(void)
+{
+    if (geteuid() != 0 && unshare(CLONE_NEWUSER | CLONE_NEWNET) == 0) {
+        raise_loopback(); /* else isolate() did that */
+    }
+    body_of_scene();
+}
+
+static void network_scene(void (*body)(void))
+{
+    body_of_scene = body;
+    scene(run_in_own_network);
+}
+
 /* ---- how many ------------------------------------------------------------------------------- */
 
 static void reserve_some(void)
@@ -157,7 +174,7 @@ static void reserve_some(void)
 static void test_as_many_as_asked_for_are_held(void **state)
 {
     (void)state;
-    scene(reserve_some);
+    network_scene(reserve_some);
 }
 
 static void reserve_too_many(void)
@@ -195,7 +212,7 @@ static void reserve_too_many(void)
 static void test_all_or_none(void **state)
 {
     (void)state;
-    scene(reserve_too_many);
+    network_scene(reserve_too_many);
 }
 
 static void reserve_row_in_range(void)
@@ -231,7 +248,7 @@ static void reserve_row_in_range(void)
 static void test_a_row_goes_round_what_is_taken(void **state)
 {
     (void)state;
-    scene(reserve_row_in_range);
+    network_scene(reserve_row_in_range);
 }
 
 static void reserve_to_the_end(void)
@@ -259,7 +276,7 @@ static void reserve_to_the_end(void)
 static void test_the_last_port_is_one_too(void **state)
 {
     (void)state;
-    scene(reserve_to_the_end);
+    network_scene(reserve_to_the_end);
 }
 
 static void reserve_in_pieces(void)
@@ -291,7 +308,7 @@ static void reserve_in_pieces(void)
 static void test_pieces_give_the_same_answer_as_one_run(void **state)
 {
     (void)state;
-    scene(reserve_in_pieces);
+    network_scene(reserve_in_pieces);
 }
 
 static void reserve_without_descriptors(void)
@@ -325,7 +342,7 @@ static void reserve_without_descriptors(void)
 static void test_out_of_descriptors_is_not_busy_and_holds_nothing(void **state)
 {
     (void)state;
-    scene(reserve_without_descriptors);
+    network_scene(reserve_without_descriptors);
 }
 
 /* ---- in which order --------------------------------------------------------------------------- */
@@ -361,7 +378,7 @@ static void return_and_reserve(void)
 static void test_what_was_given_back_lately_comes_last_and_the_oldest_first(void **state)
 {
     (void)state;
-    scene(return_and_reserve);
+    network_scene(return_and_reserve);
 }
 
 static int64_t now(void)
@@ -395,7 +412,7 @@ static void set_clock_back(void)
 static void test_a_clock_that_jumps_keeps_no_port_back(void **state)
 {
     (void)state;
-    scene(set_clock_back);
+    network_scene(set_clock_back);
 }
 
 static void use_any_again(void)
@@ -415,7 +432,7 @@ static void use_any_again(void)
 static void test_any_port_is_another_one_each_time(void **state)
 {
     (void)state;
-    scene(use_any_again);
+    network_scene(use_any_again);
 }
 
 /* Every port was given back a moment ago: there are some all the same. */
@@ -443,7 +460,7 @@ static void tire_all(void)
 static void test_where_no_port_rested_there_are_some_all_the_same(void **state)
 {
     (void)state;
-    scene(tire_all);
+    network_scene(tire_all);
 }
 
 /* A walk that found none that rested is not repeated by the next ones; what rests meanwhile is
@@ -480,7 +497,7 @@ static void rest_meanwhile(void)
 static void test_what_rests_meanwhile_is_not_forgotten(void **state)
 {
     (void)state;
-    scene(rest_meanwhile);
+    network_scene(rest_meanwhile);
 }
 
 static void want_remembered(void)
@@ -513,7 +530,7 @@ static void want_remembered(void)
 static void test_a_names_port_comes_behind_those_given_back_lately(void **state)
 {
     (void)state;
-    scene(want_remembered);
+    network_scene(want_remembered);
 }
 
 /* ---- names ------------------------------------------------------------------------------------ */
@@ -554,7 +571,7 @@ static void reserve_names(void)
 static void test_a_name_has_the_same_port_each_time(void **state)
 {
     (void)state;
-    scene(reserve_names);
+    network_scene(reserve_names);
 }
 
 static void meet_another_name(void)
@@ -584,7 +601,7 @@ static void meet_another_name(void)
 static void test_names_that_begin_at_one_port_have_two(void **state)
 {
     (void)state;
-    scene(meet_another_name);
+    network_scene(meet_another_name);
 }
 
 static void take_names_port(void)
@@ -625,7 +642,7 @@ static void take_names_port(void)
 static void test_a_name_comes_back_to_its_port(void **state)
 {
     (void)state;
-    scene(take_names_port);
+    network_scene(take_names_port);
 }
 
 static void reserve_names_of_range(void)
@@ -664,7 +681,7 @@ static void reserve_names_of_range(void)
 static void test_a_name_takes_anothers_port_when_nothing_else_is_left(void **state)
 {
     (void)state;
-    scene(reserve_names_of_range);
+    network_scene(reserve_names_of_range);
 }
 
 static actor_answer do_reserve_name(const actor_order *order)
@@ -693,7 +710,7 @@ static void borrow_name(void)
 static void test_a_child_has_the_same_port_for_the_name(void **state)
 {
     (void)state;
-    scene(borrow_name);
+    network_scene(borrow_name);
 }
 
 /* ---- whose sockets count ---------------------------------------------------------------------- */
@@ -717,7 +734,7 @@ static void leave_connections(void)
 static void test_a_server_that_closed_moves_no_name(void **state)
 {
     (void)state;
-    scene(leave_connections);
+    network_scene(leave_connections);
 }
 
 static void use_datagrams(void)
@@ -740,7 +757,7 @@ static void use_datagrams(void)
 static void test_a_port_with_datagrams_is_only_for_names(void **state)
 {
     (void)state;
-    scene(use_datagrams);
+    network_scene(use_datagrams);
 }
 
 /* ---- the system's policy ---------------------------------------------------------------------- */
@@ -791,7 +808,7 @@ static void meet_ephemeral(void)
 static void test_the_ephemeral_range_is_the_last_resort_and_told(void **state)
 {
     (void)state;
-    scene(meet_ephemeral);
+    network_scene(meet_ephemeral);
 }
 
 static void meet_reserved(void)
@@ -821,7 +838,7 @@ static void meet_reserved(void)
 static void test_what_the_administrator_set_aside_is_left_alone(void **state)
 {
     (void)state;
-    scene(meet_reserved);
+    network_scene(meet_reserved);
 }
 
 static void meet_bad_ports(void)
@@ -849,7 +866,7 @@ static void meet_bad_ports(void)
 static void test_ports_that_browsers_refuse_come_last_in_a_range(void **state)
 {
     (void)state;
-    scene(meet_bad_ports);
+    network_scene(meet_bad_ports);
 }
 
 static void meet_privileged(void)
@@ -875,7 +892,7 @@ static void meet_privileged(void)
 static void test_what_needs_a_privilege_is_passed_over_and_counted(void **state)
 {
     (void)state;
-    scene(meet_privileged);
+    network_scene(meet_privileged);
 }
 
 /* ---- at once ----------------------------------------------------------------------------------- */
@@ -923,7 +940,7 @@ static void reserve_at_once(void)
 static void test_many_processes_have_all_they_need(void **state)
 {
     (void)state;
-    scene(reserve_at_once);
+    network_scene(reserve_at_once);
 }
 
 int main(void)

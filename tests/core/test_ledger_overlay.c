@@ -1,0 +1,199 @@
+/* The ledger on an overlay, as a container's /tmp often is: there a mapping does not keep the file's
+ * description, so that the lock hangs on a descriptor. */
+#include "actors.h"
+
+#include <sys/mount.h>
+
+/* Lays one over the test's folder, that this process and its children alone see. */
+static void lay_over(void)
+{
+    static const char *const names[] = {"lower", "upper", "work", "merged"};
+    char name[PATH_MAX + 16], options[3 * PATH_MAX + 64];
+
+    if (unshare(CLONE_NEWNS) != 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0 ||
+        mount("tmpfs", folder, "tmpfs", 0, "mode=700,size=64m") != 0) {
+        skip_because("no file system may be mounted here");
+    }
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        snprintf(name, sizeof name, "%s/%s", folder, names[i]);
+        assert_int_equal(mkdir(name, 0700), 0);
+    }
+    snprintf(options, sizeof options, "lowerdir=%s/lower,upperdir=%s/upper,workdir=%s/work", folder,
+             folder, folder);
+    if (mount("overlay", name, "overlay", 0, options) != 0) {
+        skip_because("no overlay may be mounted here");
+    }
+    snprintf(path, sizeof path, "%s/merged/ledger", folder);
+    assert_int_equal(setenv("PORTMANAGER_LEDGER", path, 1), 0);
+}
+
+static void exclude(void)
+{
+    lay_over();
+    start(0);
+    start(1);
+    assert_status(status_of(0, do_claim), PM_OK);
+    assert_status(status_of(1, do_claim), PM_HELD);
+    assert_says(0, ""); /* not alone */
+    assert_says(1, "");
+    ask(0, do_release, PORT, 0);
+    assert_status(status_of(1, do_claim), PM_OK);
+    assert_status(status_of(0, do_claim), PM_HELD);
+    for (int i = 0; i < 10; i++) {
+        kill_actor(1);
+        assert_status(status_of(0, do_claim), PM_OK);
+        ask(0, do_release, PORT, 0);
+        start(1);
+        assert_status(status_of(1, do_claim), PM_OK);
+    }
+}
+
+static void test_processes_exclude_each_other_and_free_by_dying(void **state)
+{
+    (void)state;
+    scene(exclude);
+}
+
+static void kill_parent(void)
+{
+    lay_over();
+    start(0);
+    start(1);
+    assert_status(status_of(0, do_claim), PM_OK);
+    spawn(0, 2); /* does not ask the ledger for anything */
+    spawn(0, 3);
+    assert_status(status_of(3, do_claim), PM_HELD);
+    assert_status(status_at(3, do_claim, PORT + 1), PM_OK);
+    assert_status(status_of(1, do_claim), PM_HELD); /* their copies gone, it holds */
+    kill_actor(3);
+    assert_status(status_of(1, do_claim), PM_HELD);
+    assert_status(status_at(1, do_claim, PORT + 1), PM_OK);
+    kill_actor(0);
+    assert_status(status_of(1, do_claim), PM_OK);
+    ask(2, do_name_yourself, 0, 0); /* it lives */
+}
+
+static void test_a_killed_process_frees_though_its_child_lives(void **state)
+{
+    (void)state;
+    scene(kill_parent);
+}
+
+static actor_answer do_exec(const actor_order *order)
+{
+    (void)order;
+    execl("/bin/sleep", "sleep", "100", (char *)NULL);
+    return (actor_answer){.status = -1};
+}
+
+static void exec_holder(void)
+{
+    pm_status status = PM_HELD;
+
+    lay_over();
+    start(0);
+    start(1);
+    assert_status(status_of(0, do_claim), PM_OK);
+    tell(0, do_exec, 0, 0);
+    for (int tries = 0; status == PM_HELD && tries < PATIENCE_MS; tries++) {
+        status = status_of(1, do_claim);
+        usleep(1000);
+    }
+    assert_status(status, PM_OK);
+    kill_actor(0); /* it lived */
+}
+
+static void test_exec_frees(void **state)
+{
+    (void)state;
+    scene(exec_holder);
+}
+
+/* What is closed here is what the ledger has open; the answer's: how many. With a number, another
+ * file is put in their places. */
+static actor_answer do_close_ledger(const actor_order *order)
+{
+    char link[64], target[PATH_MAX];
+    int other = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    uint64_t count = 0;
+
+    for (int fd = 3; fd < 200; fd++) {
+        snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+        ssize_t length = readlink(link, target, sizeof target - 1);
+        if (length > 0) {
+            target[length] = '\0';
+            if (strcmp(target, path) == 0) {
+                count++;
+                if (order->number) {
+                    dup2(other, fd);
+                } else {
+                    close(fd);
+                }
+            }
+        }
+    }
+    close(other);
+    return (actor_answer){.number = count};
+}
+
+/* How many descriptors are /dev/null's? */
+static actor_answer do_count_null(const actor_order *order)
+{
+    char link[64], target[PATH_MAX];
+    uint64_t count = 0;
+    (void)order;
+
+    for (int fd = 3; fd < 200; fd++) {
+        snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+        ssize_t length = readlink(link, target, sizeof target - 1);
+        if (length > 0) {
+            target[length] = '\0';
+            count += strcmp(target, "/dev/null") == 0;
+        }
+    }
+    return (actor_answer){.number = count};
+}
+
+/* Closing them is letting go; who notices it takes the ports again, if nobody was quicker. */
+static void close_descriptors(void)
+{
+    lay_over();
+    start(0);
+    start(1);
+    for (uint64_t replaced = 0; replaced < 2; replaced++) {
+        uint16_t port = (uint16_t)(PORT + 2 * replaced);
+        assert_status(status_at(0, do_claim, port), PM_OK);
+        assert_status(status_at(1, do_claim, port), PM_HELD);
+        uint64_t closed = ask(0, do_close_ledger, 0, replaced).number;
+        assert_in_range(closed, 1, 2);
+        assert_status(status_at(0, do_look, port), PM_HELD);
+        assert_status(status_at(1, do_claim, port), PM_HELD);
+        assert_status(status_at(0, do_claim, (uint16_t)(port + 1)), PM_OK);
+        assert_status(status_at(1, do_claim, (uint16_t)(port + 1)), PM_HELD);
+        assert_says(0, "");
+        if (replaced) {
+            assert_int_equal(ask(0, do_count_null, 0, 0).number, closed); /* left alone */
+        }
+    }
+    ask(0, do_release, PORT, 0);
+    assert_status(status_of(1, do_claim), PM_OK);
+    kill_actor(0);
+    assert_status(status_at(1, do_claim, PORT + 1), PM_OK);
+}
+
+static void test_who_closed_the_descriptor_takes_its_ports_again(void **state)
+{
+    (void)state;
+    scene(close_descriptors);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST_WITH_FOLDER(test_processes_exclude_each_other_and_free_by_dying),
+        TEST_WITH_FOLDER(test_a_killed_process_frees_though_its_child_lives),
+        TEST_WITH_FOLDER(test_exec_frees),
+        TEST_WITH_FOLDER(test_who_closed_the_descriptor_takes_its_ports_again),
+    };
+    return cmocka_run_group_tests_name("ledger, overlay", tests, NULL, NULL);
+}
