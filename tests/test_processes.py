@@ -158,30 +158,39 @@ class Stage:
         self._listener.bind("")  # an abstract name that the kernel finds
         self._listener.listen()
         self._listener.settimeout(TIMEOUT)
-        self._name = self._listener.getsockname()[1:].decode()
+        self.name = self._listener.getsockname()[1:].decode()
 
     def __call__(self, env: dict[str, str] | None = None) -> Agent:
         """One more child of the test's process."""
-        command = [sys.executable, "-c", AGENT, self._name]
-        process = subprocess.Popen(command, env={**os.environ, **(env or {})})
-        self._stack.callback(process.wait)
-        self._stack.callback(process.kill)
-        return self._come()
+        command = [sys.executable, "-c", AGENT, self.name]
+        process = subprocess.Popen(
+            command, env={**os.environ, **(env or {})}, start_new_session=True
+        )
+
+        def end() -> None:
+            # With all that it started: the workers of a pool do not notice that it is gone.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+        self._stack.callback(end)
+        return self.come()
 
     def by(self, parent: Agent, how: str = "popen") -> Agent:
         """A child of an agent."""
         if how in {"popen", "fork"}:
-            parent(f"{how}({self._name!r})")
+            parent(f"{how}({self.name!r})")
         else:
-            parent(f"processes({self._name!r}, {how!r})")
-        return self._come()
+            parent(f"processes({self.name!r}, {how!r})")
+        return self.come()
 
     def exec(self, agent: Agent) -> Agent:
         """The same process with another program."""
-        agent.tell(f"again({self._name!r})")
-        return self._come()
+        agent.tell(f"again({self.name!r})")
+        return self.come()
 
-    def _come(self) -> Agent:
+    def come(self) -> Agent:
+        """Whoever connects next."""
         agent = Agent(self._listener.accept()[0])
         self._stack.callback(agent.close)
         return agent
@@ -656,3 +665,160 @@ def test_lent_though_a_server_listens(stage: Stage, free_port: int) -> None:
     parent(f"server = socket.create_server(('127.0.0.1', {free_port}))")
     child = stage.by(parent)
     assert ask(child, "api", free_port) == default(free_port)
+
+
+@pytest.mark.parametrize("ending", ["exit", "kill", "release"])
+def test_heir_that_lent_on_outlives_both(stage: Stage, free_port: int, ending: str) -> None:
+    """A reloader between its launcher and its child has the port, and is what remains of them."""
+    launcher = stage()
+    assert ask(launcher, "api", free_port) == default(free_port)
+    reloader = stage.by(launcher)
+    assert ask(reloader, "api", free_port) == default(free_port)
+    child = stage.by(reloader)
+    assert ask(child, "api", free_port) == default(free_port)
+    if ending == "release":
+        launcher("manager.release_port('api')")
+    else:
+        getattr(launcher, ending)()
+    child.kill()
+    assert reloader("manager.get_port('api')") == free_port
+    assert ask(stage(), "api", free_port) == refused(free_port)
+    reloader.kill()
+    assert is_free(free_port)
+
+
+# ---- pools, daemons, threads ----------------------------------------------------------------
+
+# What a worker of a pool runs; `eval` is a function that every worker can find.
+IN_POOL = """
+import asyncio, builtins
+from portmanager import PortConfig, PortManager, PortManagerConfig
+
+manager = PortManager(PortManagerConfig(max_retries=0))
+manager.port_configs = {config[0]: PortConfig(*config)}
+allocation = asyncio.run(manager.allocate_port(config[0]))
+builtins.kept = manager  # as long as the worker lives
+said = [allocation.allocated_port, allocation.status, allocation.message]
+"""
+
+
+@pytest.mark.parametrize("how", ["fork", "forkserver", "spawn"])
+def test_process_pool(stage: Stage, port_block: Callable[[int], int], how: str) -> None:
+    """A pool's worker is an heir as any child is; of two, one is. Pools of one, so that it is
+    known which worker does what."""
+    first = port_block(3)
+    config = ("api", first, (first, first + 2))
+    parent = stage()
+    assert ask(parent, *config) == default(first)
+    parent("from concurrent.futures import ProcessPoolExecutor as Pool")
+    parent(f"make = lambda: Pool(1, multiprocessing.get_context({how!r}))")
+    parent(f"given = {{'code': {IN_POOL!r}, 'config': {config!r}}}")
+    parent("work = lambda pool: pool.submit(eval, 'exec(code) or said', given).result()")
+    parent("one, two = make(), make()")
+    assert parent("work(one)") == default(first)
+    assert parent("work(two)") == alternative(first, first + 1)
+    parent("one.shutdown()")
+    assert not is_free(first)
+    parent("one = make()")
+    assert parent("work(one)") == default(first)
+    parent(
+        """
+from concurrent.futures.process import BrokenProcessPool
+dying = one.submit(eval, "__import__('os').kill(__import__('os').getpid(), 9)")
+try:
+    dying.result()
+except BrokenProcessPool:
+    pass
+one.shutdown()
+one = make()
+"""
+    )
+    assert parent("work(one)") == default(first)
+    parent("one.shutdown(); two.shutdown()")
+    assert holder_of(first) == parent.pid
+    assert is_free(first + 1)
+
+
+def daemon_of(stage: Stage, agent: Agent) -> Agent:
+    """A process that has left the agent by forking twice."""
+    agent(
+        f"""
+def daemonize(name):
+    middle = os.fork()
+    if middle:
+        os.waitpid(middle, 0)
+        return
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    os.close(connections.pop().detach())
+    serve(name)
+    os._exit(0)
+
+daemonize({stage.name!r})
+"""
+    )
+    return stage.come()
+
+
+def test_daemon(stage: Stage, port_block: Callable[[int], int]) -> None:
+    """It forks first and allocates then; whoever started it may end."""
+    first = port_block(2)
+    starter = stage()
+    starter(f"manager = new_manager(('api', {first}))")
+    daemon = daemon_of(stage, starter)
+    assert daemon("allocate(manager)") == default(first)
+    assert holder_of(first) == daemon.pid
+    starter.exit()
+    assert not is_free(first)
+    assert ask(stage.by(daemon), "api", first) == default(first)
+    daemon("manager.release_port('api')")
+    daemon("[child.kill() or child.wait() for child in children]")
+    assert is_free(first)
+    assert daemon("allocate(manager)") == default(first)
+    daemon.kill()
+    assert is_free(first)
+
+
+def test_daemon_is_no_descendant(stage: Stage, port_block: Callable[[int], int]) -> None:
+    """Its parents have changed, so it is lent nothing and gets a port of its own."""
+    first = port_block(2)
+    config = ("api", first, (first, first + 1))
+    starter = stage()
+    assert ask(starter, *config) == default(first)
+    daemon = daemon_of(stage, starter)
+    assert ask(daemon, *config) == alternative(first, first + 1)
+    starter.kill()
+    assert is_free(first)
+    assert not is_free(first + 1)
+
+
+def test_threads_of_two_processes(stage: Stage, port_block: Callable[[int], int]) -> None:
+    threads = 6
+    first = port_block(2 * threads)
+    agents = [stage() for _ in range(2)]
+    for agent in agents:
+        agent(
+            f"""
+import threading
+config = ("api", {first}, ({first}, {first + 2 * threads - 1}))
+managers = [new_manager(config) for _ in range({threads})]
+
+def at_once():
+    barrier, found = threading.Barrier({threads}), []
+    def work(manager):
+        barrier.wait()
+        found.append(allocate(manager)[0])
+    workers = [threading.Thread(target=work, args=(manager,)) for manager in managers]
+    [worker.start() for worker in workers]
+    [worker.join() for worker in workers]
+    return found
+"""
+        )
+    for _ in range(5):
+        for agent in agents:
+            agent.tell("at_once()")
+        found = [port for agent in agents for port in agent.hear()]
+        assert sorted(found) == [*range(first, first + 2 * threads)]
+        for agent in agents:
+            agent("[manager.release_all_ports() for manager in managers]")

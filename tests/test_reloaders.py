@@ -69,10 +69,46 @@ class Server:
             time.sleep(0.02)
         return answer
 
-    def ask(self, *but: int) -> Any:
-        """What a process other than those says, as soon as it does."""
+    def ask_changed(self, name: str, *but: int) -> Any:
+        """What a process other than those says, once a file looks changed.
+
+        A reloader that has not looked yet takes the change for how things have always been, as
+        uvicorn's does which first looks some time after its child began. So the file is touched
+        again, ever more seldom, for a slow child must come to answer in between.
+        """
+        pause = 1.0
+        due = time.monotonic()
+
+        def touch() -> None:
+            nonlocal due, pause
+            if time.monotonic() >= due:
+                self.touch(name)
+                pause *= 2
+                due = time.monotonic() + pause
+
+        return self.ask(*but, first=touch)
+
+    def kill_child(self) -> int:
+        """Kill who answers, which a late restart may do before us."""
+
+        def once() -> int | None:
+            pid: int = self.ask()["pid"]
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                return None
+            return pid
+
+        killed: int = self.until(once)
+        return killed
+
+    def ask(self, *but: int, first: Callable[[], None] | None = None) -> Any:
+        """What a process other than those says, as soon as it does; `first` is called before
+        each question."""
 
         def once() -> Any:
+            if first:
+                first()
             connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
             with contextlib.closing(connection):
                 try:
@@ -156,13 +192,11 @@ def test_uvicorn(start: Callable[..., Server], tmp_path: Path, ports: range, pro
     (tmp_path / "main.py").write_text(program)
     server = start("main.py")
     first = server.ask()
-    server.touch("app.py")
-    second = server.ask(first["pid"])
+    second = server.ask_changed("app.py", first["pid"])
     assert second["parent"] == first["parent"]
     # Whatever uvicorn thinks of that; it has listened all the while.
-    os.kill(second["pid"], signal.SIGKILL)
-    server.touch("app.py")
-    third = server.ask(first["pid"], second["pid"])
+    killed = server.kill_child()
+    third = server.ask_changed("app.py", first["pid"], second["pid"], killed)
     assert third["parent"] == first["parent"]
     assert server.process.poll() is None
     assert not is_free(ports[0])
@@ -194,8 +228,7 @@ def test_flask(start: Callable[..., Server], tmp_path: Path, ports: range) -> No
     server = start("main.py")
     answers = [server.ask()]
     for name in ("main.py", "ports.py"):
-        server.touch(name)
-        answers.append(server.ask(*(answer["pid"] for answer in answers)))
+        answers.append(server.ask_changed(name, *(answer["pid"] for answer in answers)))
     assert {answer["parent"] for answer in answers} == {server.process.pid}
     assert not is_free(ports[0])
     # Flask's reloader ends when its child is killed.
@@ -284,3 +317,90 @@ def test_gunicorn(
     server.process.terminate()
     server.process.wait(TIMEOUT)
     assert is_free(port)
+
+
+# The master has a port, and each worker asks by a manager of its own.
+GUNICORN_EACH = """
+import asyncio, json, os, pathlib
+from portmanager import PortConfig, PortManager
+
+def allocate():
+    manager = PortManager()
+    manager.port_configs["api"] = PortConfig("api", {first}, ({first}, {last}))
+    return manager, asyncio.run(manager.allocate_port("api")).allocated_port
+
+def on_starting(server):
+    server.holder, port = allocate()
+    assert port == {first}, port
+
+bind = "127.0.0.1:{first}"
+workers = 2
+graceful_timeout = 5
+
+def post_worker_init(worker):
+    worker.holder, port = allocate()
+    path = pathlib.Path("workers", str(os.getpid()))
+    path.with_suffix(".new").write_text(json.dumps(port))
+    path.with_suffix(".new").rename(path)
+"""
+WSGI_EACH = """
+import json, os
+
+def app(environ, start_response):
+    start_response("200 OK", [])
+    # The socket is the master's, whatever port the worker has for itself.
+    said = {"pid": os.getpid(), "port": int(environ["SERVER_PORT"])}
+    return [json.dumps(said).encode()]
+"""
+
+
+def test_gunicorn_workers_that_allocate(
+    start: Callable[..., Server], tmp_path: Path, ports: range
+) -> None:
+    """One is lent the master's port, and its successor after it; others get their own."""
+    pytest.importorskip("gunicorn", reason="this is how gunicorn starts workers")
+    told = tmp_path / "workers"
+    told.mkdir()
+    (tmp_path / "app.py").write_text(WSGI_EACH)
+    configuration = GUNICORN_EACH.format(first=ports[0], last=ports[-1])
+    (tmp_path / "gunicorn.conf.py").write_text(configuration)
+    server = start("-m", "gunicorn", "app:app")
+
+    def workers(count: int, *before: int) -> dict[int, int]:
+        """The ports of so many that are none of those, by pid."""
+
+        def once() -> dict[int, int] | None:
+            paths = [path for path in told.iterdir() if path.name.isdigit()]
+            new = [path for path in paths if int(path.name) not in before]
+            if len(new) < count:
+                return None
+            return {int(path.name): json.loads(path.read_text()) for path in new}
+
+        found: dict[int, int] = server.until(once)
+        return found
+
+    living = workers(2)
+    assert sorted(living.values()) == [ports[0], ports[1]]
+    assert server.ask()["pid"] in living
+    ended: list[int] = []
+    # The heir first, then the other one: whoever comes next takes what has become free.
+    for port in ports[:2]:
+        (pid,) = (pid for pid in living if living[pid] == port)
+        os.kill(pid, signal.SIGKILL)
+        ended.append(pid)
+        living = {pid: living[pid] for pid in living if pid not in ended}
+        living.update(workers(1, *living, *ended))
+        assert sorted(living.values()) == [ports[0], ports[1]]
+
+    server.process.send_signal(signal.SIGHUP)
+    new = workers(2, *living, *ended)
+    assert len({*new.values()}) == 2
+    assert {*new.values()} <= {*ports}
+    assert server.ask(*living, *ended)["pid"] in new
+    assert server.process.poll() is None
+    assert not is_free(ports[0])
+
+    server.process.terminate()
+    server.process.wait(TIMEOUT)
+    # The last workers may be dying still.
+    server.until(lambda: all(map(is_free, ports)) or None)

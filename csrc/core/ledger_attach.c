@@ -42,19 +42,20 @@ int64_t pm_ledger_clock(clockid_t clock)
 
 /* No fork while a slot is taken: the child would have the descriptor, or the mapping, that the
  * lock hangs on. */
+static _Thread_local pm_ledger_state *locked_for_fork; /* `own` may come into being meanwhile */
+
 static void before_fork(void)
 {
-    pm_ledger_state *state = atomic_load(&own);
-    if (state) {
-        pthread_mutex_lock(&state->mutex);
+    locked_for_fork = atomic_load(&own);
+    if (locked_for_fork) {
+        pthread_mutex_lock(&locked_for_fork->mutex);
     }
 }
 
 static void after_fork_in_parent(void)
 {
-    pm_ledger_state *state = atomic_load(&own);
-    if (state) {
-        pthread_mutex_unlock(&state->mutex);
+    if (locked_for_fork) {
+        pthread_mutex_unlock(&locked_for_fork->mutex);
     }
 }
 
@@ -354,6 +355,9 @@ static pm_status verify(pm_ledger_state *state, int64_t now)
     int64_t changed_at;
     pm_file_state file = pm_ledger_file_state(&state->map, asking_fd, &changed_at);
 
+    if (lock_fd >= 0 && pm_ledger_file_state(&state->map, lock_fd, NULL) == PM_FILE_OTHER_FD) {
+        return PM_BUSY; /* closed behind our back: to others we are dead */
+    }
     if (file == PM_FILE_OTHER_FD) {
         pm_status status = pm_ledger_file_reopen(&state->map, &asking_fd);
         if (status != PM_OK) {
@@ -366,9 +370,6 @@ static pm_status verify(pm_ledger_state *state, int64_t now)
             return PM_EXHAUSTED;
         }
         return pm_ledger_file_is_whole_by_name(&state->map) ? PM_OK : PM_BUSY;
-    }
-    if (lock_fd >= 0 && pm_ledger_file_state(&state->map, lock_fd, NULL) == PM_FILE_OTHER_FD) {
-        return PM_BUSY; /* closed behind our back: to others we are dead */
     }
     if (file != PM_FILE_SOUND || !pm_ledger_file_is_ledger(&state->map)) {
         return PM_BUSY;
