@@ -20,7 +20,8 @@ typedef struct {
     unsigned int found;
     int wanted; /* 0: nothing was fit */
     unsigned int ephemeral;
-    char borrowed, forbidden;
+    char borrowed;
+    char forbidden;
 } pm_ports;
 
 /* ---- the search ---------------------------------------------------------------------------- */
@@ -72,7 +73,7 @@ static int fill(pm_state *state, pm_ports *self, pm_reserve_request *request)
         self->wanted = reservation.wanted;
         self->borrowed = reservation.borrowed;
         self->ephemeral = reservation.ephemeral;
-        self->forbidden = reservation.forbidden > 0;
+        self->forbidden = (char)(reservation.forbidden > 0);
     }
     if (status == PM_OK) {
         self->count = request->count;
