@@ -667,6 +667,7 @@ def test_lent_though_a_server_listens(stage: Stage, free_port: int) -> None:
     assert ask(child, "api", free_port) == default(free_port)
 
 
+@pytest.mark.xfail(reason="a known bug: whoever lent on is in the word no more")
 @pytest.mark.parametrize("ending", ["exit", "kill", "release"])
 def test_heir_that_lent_on_outlives_both(stage: Stage, free_port: int, ending: str) -> None:
     """A reloader between its launcher and its child has the port, and is what remains of them."""
@@ -685,6 +686,30 @@ def test_heir_that_lent_on_outlives_both(stage: Stage, free_port: int, ending: s
     assert ask(stage(), "api", free_port) == refused(free_port)
     reloader.kill()
     assert is_free(free_port)
+
+
+@pytest.mark.xfail(reason="a known bug: whoever lent on is in the word no more")
+@pytest.mark.parametrize("ending", ["exit", "kill"])
+def test_sibling_of_an_heir_that_lent_on(stage: Stage, free_port: int, ending: str) -> None:
+    """The first heir lives, and says still that it has the port, so nobody else is lent it."""
+    launcher = stage()
+    assert ask(launcher, "api", free_port) == default(free_port)
+    reloader, sibling = stage.by(launcher), stage.by(launcher)
+    assert ask(reloader, "api", free_port) == default(free_port)
+    child = stage.by(reloader)
+    assert ask(child, "api", free_port) == default(free_port)
+    getattr(child, ending)()
+    assert ask(sibling, "api", free_port) == refused(free_port)
+
+
+@pytest.mark.xfail(reason="a known bug: an owner that gave its half back leaves no name to lend by")
+def test_heir_lends_on_when_its_launcher_has_exited(stage: Stage, free_port: int) -> None:
+    launcher = stage()
+    assert ask(launcher, "api", free_port) == default(free_port)
+    reloader = stage.by(launcher)
+    assert ask(reloader, "api", free_port) == default(free_port)
+    launcher.exit()
+    assert ask(stage.by(reloader), "api", free_port) == default(free_port)
 
 
 # ---- pools, daemons, threads ----------------------------------------------------------------
