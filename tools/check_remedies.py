@@ -81,7 +81,7 @@ REMEDIES = {
         "ledger_attach.c",
         "return true; /* not known */",
         "return false;",
-        "test_faults",
+        "test_ledger_processes",
     ),
     "our-descriptor": Remedy(
         "a descriptor that was closed and is another file's says that nobody lives",

@@ -382,6 +382,13 @@ static pm_status verify(pm_ledger_state *state, int64_t now)
         state->named_at = now;
         state->changed_at = changed_at;
     }
+    /* The descriptor may be another one of the file by now: ask for the lock itself. */
+    if (lock_fd >= 0) {
+        bool locked = true;
+        if (pm_liveness_ask(asking_fd, state->half >> 20, &locked) == PM_OK && !locked) {
+            return PM_BUSY;
+        }
+    }
     state->verified_at = now;
     return PM_OK;
 }

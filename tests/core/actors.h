@@ -225,6 +225,11 @@ static inline void run_scene(void *body)
         assert_int_equal(pipe2(actors[i].answers, O_CLOEXEC), 0);
     }
     (*(void (**)(void))body)();
+    for (unsigned i = 0; i < ACTORS; i++) {
+        close(actors[i].orders[1]);
+    }
+    while (waitpid(-1, NULL, 0) > 0 || errno == EINTR) { /* all are gone before the next scene */
+    }
 }
 
 static inline void scene(void (*body)(void))

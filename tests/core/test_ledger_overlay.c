@@ -109,12 +109,114 @@ static void test_exec_frees(void **state)
     scene(exec_holder);
 }
 
+/* What is closed here is what the ledger has open; the answer's: how many. With a number, another
+ * file is put in their places. */
+static actor_answer do_close_ledger(const actor_order *order)
+{
+    char link[64], target[PATH_MAX];
+    int other = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    uint64_t count = 0;
+
+    for (int fd = 3; fd < 200; fd++) {
+        snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+        ssize_t length = readlink(link, target, sizeof target - 1);
+        if (length > 0) {
+            target[length] = '\0';
+            if (strcmp(target, path) == 0) {
+                count++;
+                if (order->number) {
+                    dup2(other, fd);
+                } else {
+                    close(fd);
+                }
+            }
+        }
+    }
+    close(other);
+    return (actor_answer){.number = count};
+}
+
+/* How many descriptors are /dev/null's? */
+static actor_answer do_count_null(const actor_order *order)
+{
+    char link[64], target[PATH_MAX];
+    uint64_t count = 0;
+    (void)order;
+
+    for (int fd = 3; fd < 200; fd++) {
+        snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+        ssize_t length = readlink(link, target, sizeof target - 1);
+        if (length > 0) {
+            target[length] = '\0';
+            count += strcmp(target, "/dev/null") == 0;
+        }
+    }
+    return (actor_answer){.number = count};
+}
+
+/* Closing them is letting go; who notices it takes the ports again, if nobody was quicker. */
+static void close_descriptors(void)
+{
+    lay_over();
+    start(0);
+    start(1);
+    for (uint64_t replaced = 0; replaced < 2; replaced++) {
+        uint16_t port = (uint16_t)(PORT + 2 * replaced);
+        assert_status(status_at(0, do_claim, port), PM_OK);
+        assert_status(status_at(1, do_claim, port), PM_HELD);
+        uint64_t others = ask(0, do_count_null, 0, 0).number;
+        uint64_t closed = ask(0, do_close_ledger, 0, replaced).number;
+        assert_in_range(closed, 1, 2);
+        assert_status(status_at(0, do_look, port), PM_HELD);
+        assert_status(status_at(1, do_claim, port), PM_HELD);
+        assert_status(status_at(0, do_claim, (uint16_t)(port + 1)), PM_OK);
+        assert_status(status_at(1, do_claim, (uint16_t)(port + 1)), PM_HELD);
+        assert_says(0, "");
+        if (replaced) {
+            /* Those are left alone. */
+            assert_int_equal(ask(0, do_count_null, 0, 0).number, others + closed);
+        }
+    }
+    ask(0, do_release, PORT, 0);
+    assert_status(status_of(1, do_claim), PM_OK);
+    kill_actor(0);
+    assert_status(status_at(1, do_claim, PORT + 1), PM_OK);
+}
+
+static void test_who_closed_the_descriptor_takes_its_ports_again(void **state)
+{
+    (void)state;
+    scene(close_descriptors);
+}
+
+/* What looks at the file without a check gets a new descriptor: it may have the lost one's number. */
+static void release_first(void)
+{
+    lay_over();
+    start(0);
+    start(1);
+    assert_status(status_of(0, do_claim), PM_OK);
+    assert_status(status_at(0, do_claim, PORT + 1), PM_OK);
+    ask(0, do_close_ledger, 0, 0);
+    ask(0, do_release, PORT + 1, 0);
+    assert_status(status_of(0, do_look), PM_HELD);
+    assert_status(status_of(1, do_claim), PM_HELD);
+}
+
+static void test_a_release_does_not_hide_that_the_descriptor_was_closed(void **state)
+{
+    (void)state;
+    scene(release_first);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST_WITH_FOLDER(test_processes_exclude_each_other_and_free_by_dying),
         TEST_WITH_FOLDER(test_a_killed_process_frees_though_its_child_lives),
         TEST_WITH_FOLDER(test_exec_frees),
+        TEST_WITH_FOLDER(test_a_release_does_not_hide_that_the_descriptor_was_closed),
+        TEST_WITH_FOLDER(test_who_closed_the_descriptor_takes_its_ports_again),
     };
     return cmocka_run_group_tests_name("ledger, overlay", tests, NULL, NULL);
 }

@@ -351,6 +351,52 @@ static void test_a_reused_descriptor_is_left_as_it_is(void **state)
     scene(read_other_file);
 }
 
+/* From now on this actor gets no answer to who has a lock. */
+static actor_answer do_ask_nobody(const actor_order *order)
+{
+    (void)order;
+    filter_call(SYS_fcntl, 1, UINT32_MAX, F_OFD_GETLK, SECCOMP_RET_ERRNO | ENOLCK);
+    return (actor_answer){.status = PM_OK};
+}
+
+/* Nor one by a new descriptor of the file, while it has none. The answer's: does it look held? */
+static actor_answer do_claim_without_descriptors(const actor_order *order)
+{
+    actor_order closing = {.what = do_close_all};
+    pm_holder holder;
+
+    pm_ledger_check();
+    do_close_all(&closing);
+    limit_descriptors(0);
+    actor_answer answer = do_claim_only(order);
+    answer.number = pm_ledger_look(order->port, &holder) == PM_HELD;
+    unlimit_descriptors();
+    return answer;
+}
+
+static void ask_nobody(void)
+{
+    start(0);
+    start(1);
+    assert_status(status_of(0, do_claim), PM_OK);
+    assert_status(status_of(1, do_claim), PM_HELD);
+    actor_answer answer = ask(1, do_claim_without_descriptors, PORT, 0);
+    assert_status((pm_status)answer.status, PM_HELD);
+    assert_true(answer.number);
+    ask(1, do_ask_nobody, 0, 0);
+    assert_status(status_of(1, do_look), PM_HELD);
+    assert_status(status_of(1, do_claim), PM_HELD);
+    assert_status(status_at(1, do_claim, PORT + 1), PM_OK); /* nobody ever had it */
+    assert_status(status_at(0, do_claim, PORT + 1), PM_HELD);
+    assert_says(1, "");
+}
+
+static void test_who_gets_no_answer_takes_nothing_from_others(void **state)
+{
+    (void)state;
+    scene(ask_nobody);
+}
+
 /* ---- forked children ----------------------------------------------------------------------- */
 
 static actor_answer do_look_only(const actor_order *order)
@@ -600,6 +646,7 @@ int main(void)
         TEST_WITH_FOLDER(test_holds_outlast_other_uses_of_the_file),
         TEST_WITH_FOLDER(test_a_reused_descriptor_does_not_hide_who_lives),
         TEST_WITH_FOLDER(test_a_reused_descriptor_is_left_as_it_is),
+        TEST_WITH_FOLDER(test_who_gets_no_answer_takes_nothing_from_others),
         TEST_WITH_FOLDER(test_a_forked_child_starts_empty),
         TEST_WITH_FOLDER(test_a_child_does_not_give_its_parents_numbers_again),
         TEST_WITH_FOLDER(test_a_fork_while_a_slot_is_taken_keeps_no_lock),
