@@ -3,8 +3,8 @@
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdlib.h>
-#include <time.h>
 
+#include "core/clock.h"
 #include "core/ledger.h"
 #include "core/process.h"
 
@@ -147,10 +147,7 @@ static void choose_order(pm_candidates *candidates)
 
 void pm_candidates_begin(pm_candidates *candidates, const pm_wish *wish)
 {
-    struct timespec now = {0};
-
-    clock_gettime(CLOCK_REALTIME, &now);
-    candidates->now = (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+    candidates->now = pm_clock_ns(CLOCK_REALTIME);
     candidates->wish = *wish;
     candidates->lap = candidates->walked = 0;
     candidates->ephemeral = candidates->rested_too = false;

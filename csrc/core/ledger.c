@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/clock.h"
 #include "core/ledger_state.h"
 #include "core/process.h"
 
@@ -51,7 +52,7 @@ uint64_t pm_ledger_tag(uint64_t key, pm_half owner)
 /* The clock of a few milliseconds is quick to read. */
 int64_t pm_ledger_moment(pm_ledger_state *state)
 {
-    int64_t now = pm_ledger_clock(CLOCK_REALTIME_COARSE);
+    int64_t now = pm_clock_ns(CLOCK_REALTIME_COARSE);
 
     bool set_back = state->last_moment - now > 1000000000;
     state->last_moment = now > state->last_moment || set_back ? now : state->last_moment + 1;
@@ -414,7 +415,7 @@ static bool describe_shared(pm_ledger_state *state, uint16_t port, pm_held *held
             return false;
         }
     }
-    held->pid = atomic_load(&state->map.slots[holder >> 20].pid);
+    held->pid = atomic_load(&state->map.slots[pm_slot_of(holder)].pid);
     held->since_ns = atomic_load(&entry->changed_at);
     read_label(entry, held);
     /* Given back meanwhile, and perhaps claimed by the next: what was read may be of both. */

@@ -6,9 +6,9 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "core/clock.h"
 #include "core/ledger_state.h"
 #include "core/liveness.h"
 #include "core/process.h"
@@ -30,13 +30,6 @@ static int asking_fd = -1;
 static bool needs_lock_fd;
 static int lock_fd = -1;
 static uint64_t lock_device, lock_inode;
-
-int64_t pm_ledger_clock(clockid_t clock)
-{
-    struct timespec now = {0};
-    clock_gettime(clock, &now);
-    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
 
 /* ---- the process's own --------------------------------------------------------------------- */
 
@@ -186,10 +179,9 @@ static bool slot_is_locked(pm_ledger_state *state, uint32_t slot)
 
 bool pm_ledger_lives(pm_ledger_state *state, pm_half half)
 {
-    uint32_t slot = half >> 20, generation = half & PM_GENERATION_MAX;
+    uint32_t slot = pm_slot_of(half);
 
-    if (slot == 0 || slot > state->map.slot_count ||
-        atomic_load(&state->map.slots[slot].generation) != generation) {
+    if (slot == 0 || slot > state->map.slot_count || !pm_ledger_is_recent(state, half)) {
         return false;
     }
     return half == state->half || slot_is_locked(state, slot);
@@ -254,7 +246,7 @@ static pm_status check_lock(pm_ledger_state *state, pm_trouble *trouble)
     if (ready_asking_fd(&state->map) < 0) {
         return pm_status_of_errno(errno) == PM_EXHAUSTED ? PM_EXHAUSTED : PM_AGAIN;
     }
-    pm_status asked = pm_liveness_ask(asking_fd, state->half >> 20, &locked);
+    pm_status asked = pm_liveness_ask(asking_fd, pm_slot_of(state->half), &locked);
     if (asked != PM_OK || !locked) {
         snprintf(trouble->text, sizeof trouble->text,
                  "%s cannot be used: its file system does not keep locks (PORTMANAGER_LEDGER may "
@@ -344,7 +336,7 @@ static pm_status attach(pm_ledger_state *state)
         status = PM_OK; /* alone for now */
     }
     /* What was exhausted is asked for again at the next call. */
-    state->named_at = status == PM_OK ? pm_ledger_clock(CLOCK_MONOTONIC) : 0;
+    state->named_at = status == PM_OK ? pm_clock_ns(CLOCK_MONOTONIC) : 0;
     return status;
 }
 
@@ -385,7 +377,7 @@ static pm_status verify(pm_ledger_state *state, int64_t now)
     /* The descriptor may be another one of the file by now: ask for the lock itself. */
     if (lock_fd >= 0) {
         bool locked = true;
-        if (pm_liveness_ask(asking_fd, state->half >> 20, &locked) == PM_OK && !locked) {
+        if (pm_liveness_ask(asking_fd, pm_slot_of(state->half), &locked) == PM_OK && !locked) {
             return PM_BUSY;
         }
     }
@@ -399,22 +391,16 @@ static bool has_size(const pm_ledger_state *state)
     return ioctl(asking_fd, FIONREAD, &size) == 0 && size >= 0 && (size_t)size == state->map.size;
 }
 
-static bool is_own_slot(const pm_ledger_state *state)
-{
-    uint32_t slot = state->half >> 20, generation = state->half & PM_GENERATION_MAX;
-    return atomic_load(&state->map.slots[slot].generation) == generation;
-}
-
 /* The size is asked each time, for it is what keeps us from a signal; the rest unless it was a
  * moment ago, for it takes three times as long. */
 static pm_status is_current(pm_ledger_state *state)
 {
-    int64_t now = pm_ledger_clock(CLOCK_MONOTONIC);
+    int64_t now = pm_clock_ns(CLOCK_MONOTONIC);
     bool lately = now - state->verified_at < VERIFIED_NS;
     pm_status status = lately && has_size(state) ? PM_OK : verify(state, now);
 
     /* Overwritten: to others we are dead. */
-    return status == PM_OK && !is_own_slot(state) ? PM_BUSY : status;
+    return status == PM_OK && !pm_ledger_is_recent(state, state->half) ? PM_BUSY : status;
 }
 
 pm_status pm_ledger_check(void)
@@ -434,7 +420,7 @@ pm_status pm_ledger_check(void)
         }
     } else if (state->mode == PM_UNDECIDED &&
                (state->named_at == 0 ||
-                pm_ledger_clock(CLOCK_MONOTONIC) - state->named_at >= RETRY_NS)) {
+                pm_clock_ns(CLOCK_MONOTONIC) - state->named_at >= RETRY_NS)) {
         status = attach(state);
     }
     pm_ledger_unlock(state);

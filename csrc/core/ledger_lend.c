@@ -1,6 +1,4 @@
 /* Lending: a descendant of a holder gets the port that is held for the same service. */
-#include <time.h>
-
 #include "core/ledger_state.h"
 #include "core/process.h"
 
@@ -72,15 +70,10 @@ bool pm_ledger_has_kin(void)
     return any;
 }
 
-static bool has_generation(const pm_slot *slot, pm_half half)
-{
-    return atomic_load(&slot->generation) == (half & PM_GENERATION_MAX);
-}
-
-/* What is known of kin may be old: the ancestor may have died, its
- * pid be a stranger's, its slot have another holder. So the slot's process is read between two
- * looks at the generation, and the way up to it is walked before and after, link by link: whoever
- * is still there then was there while we looked, and the slot its own. */
+/* What is known of kin may be old: the ancestor may have died, its pid be a stranger's, its slot
+ * have another holder. So the slot's process is read between two looks at the generation, and the
+ * way up to it is walked before and after, link by link: whoever is still there then was there
+ * while we looked, and the slot its own. */
 bool pm_ledger_is_kin(pm_ledger_state *state, pm_half half)
 {
     pm_process before[ANCESTORS_MAX], after[ANCESTORS_MAX], process;
@@ -94,15 +87,15 @@ bool pm_ledger_is_kin(pm_ledger_state *state, pm_half half)
     if (!known) {
         return false;
     }
-    const pm_slot *slot = &state->map.slots[half >> 20];
+    const pm_slot *slot = &state->map.slots[pm_slot_of(half)];
     count = pm_process_ancestors(before, ANCESTORS_MAX);
-    if (!has_generation(slot, half)) {
+    if (!pm_ledger_is_recent(state, half)) {
         return false;
     }
     process = process_of(slot);
     for (way = 0; way < count && !is_same(&before[way], &process); way++) {
     }
-    if (way == count || !has_generation(slot, half) ||
+    if (way == count || !pm_ledger_is_recent(state, half) ||
         pm_process_ancestors(after, way + 1) <= way) {
         return false;
     }

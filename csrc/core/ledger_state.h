@@ -3,7 +3,6 @@
 #define PM_LEDGER_STATE_H
 
 #include <pthread.h>
-#include <time.h>
 
 #include "core/ledger.h"
 #include "core/port_set.h"
@@ -14,6 +13,16 @@ typedef uint32_t pm_half;
 static inline pm_half pm_half_of(uint32_t slot, uint32_t generation)
 {
     return slot << 20 | generation;
+}
+
+static inline uint32_t pm_slot_of(pm_half half)
+{
+    return half >> 20;
+}
+
+static inline uint32_t pm_generation_of(pm_half half)
+{
+    return half & PM_GENERATION_MAX;
 }
 
 static inline uint64_t pm_word_of(pm_half owner, pm_half heir)
@@ -75,6 +84,13 @@ void pm_ledger_prepare(void);
 pm_ledger_state *pm_ledger_lock(void);
 void pm_ledger_unlock(pm_ledger_state *state);
 
+/* Has a half's slot its generation still? The slot must be one of the map's. */
+static inline bool pm_ledger_is_recent(const pm_ledger_state *state, pm_half half)
+{
+    const pm_slot *slot = &state->map.slots[pm_slot_of(half)];
+    return atomic_load(&slot->generation) == pm_generation_of(half);
+}
+
 /* Does the process live that a half stands for? Not known counts as yes. */
 bool pm_ledger_lives(pm_ledger_state *state, pm_half half);
 
@@ -96,9 +112,6 @@ void pm_ledger_publish_all(pm_ledger_state *state);
 
 /* Says something once, until there is something else to say. */
 void pm_ledger_say(pm_ledger_state *state, const pm_trouble *trouble);
-
-/* The time on one of clock_gettime's clocks, in nanoseconds. */
-int64_t pm_ledger_clock(clockid_t clock);
 
 /* Now, in nanoseconds since the epoch; later than any moment before it in this process. */
 int64_t pm_ledger_moment(pm_ledger_state *state);

@@ -2,15 +2,10 @@
 
 #include <time.h>
 
+#include "core/clock.h"
+
 /* A dying process's locks go before its sockets do: measured up to a millisecond. */
 enum { SETTLE_NS = 10000000, PAUSE_NS = 500000 };
-
-static int64_t monotonic_ns(void)
-{
-    struct timespec now = {0};
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
 
 /* Busy now; will it stay so? */
 static pm_status settle(pm_taker *taker, uint16_t port, pm_verifier verify)
@@ -20,12 +15,12 @@ static pm_status settle(pm_taker *taker, uint16_t port, pm_verifier verify)
 
     if (taker->settling == 0) {
         taker->settling = port;
-        taker->settling_until = monotonic_ns() + SETTLE_NS;
+        taker->settling_until = pm_clock_ns(CLOCK_MONOTONIC) + SETTLE_NS;
     }
     if (!taker->patient) {
         return PM_AGAIN;
     }
-    while (status == PM_BUSY && monotonic_ns() < taker->settling_until) {
+    while (status == PM_BUSY && pm_clock_ns(CLOCK_MONOTONIC) < taker->settling_until) {
         nanosleep(&pause, NULL);
         status = verify(&taker->prober, port);
     }
