@@ -347,9 +347,6 @@ static pm_status verify(pm_ledger_state *state, int64_t now)
     int64_t changed_at;
     pm_file_state file = pm_ledger_file_state(&state->map, asking_fd, &changed_at);
 
-    if (lock_fd >= 0 && pm_ledger_file_state(&state->map, lock_fd, NULL) == PM_FILE_OTHER_FD) {
-        return PM_BUSY; /* closed behind our back: to others we are dead */
-    }
     if (file == PM_FILE_OTHER_FD) {
         pm_status status = pm_ledger_file_reopen(&state->map, &asking_fd);
         if (status != PM_OK) {
@@ -374,7 +371,7 @@ static pm_status verify(pm_ledger_state *state, int64_t now)
         state->named_at = now;
         state->changed_at = changed_at;
     }
-    /* The descriptor may be another one of the file by now: ask for the lock itself. */
+    /* The descriptor may be closed, or another one of the file: the lock itself is asked for. */
     if (lock_fd >= 0) {
         bool locked = true;
         if (pm_liveness_ask(asking_fd, pm_slot_of(state->half), &locked) == PM_OK && !locked) {
