@@ -13,7 +13,7 @@ from portmanager import PortConfig, PortManager
 
 # LISTEN_PID must be the program's own pid, so a shell says it, and becomes the program.
 START = 'LISTEN_PID=$$ exec "$@" 3<&"$LISTENER"'
-# Any program with socket activation does as well: gunicorn, nginx, cockpit, ...
+# Any program with socket activation does as well: gunicorn, cockpit, ...
 PROGRAM = """
 import os, socket
 

@@ -7,6 +7,7 @@
 #include "core/listen.h"
 #include "ext/hosts.h"
 #include "ext/manager.h"
+#include "ext/raise.h"
 #include "ext/values.h"
 
 /* vars */
@@ -39,17 +40,12 @@ static pm_outcome refuse(pm_coroutine *co, PyObject *allocation)
     pm_state *state = co->module_state;
     PyObject *status = PyObject_GetAttr(allocation, state->names.status);
     PyObject *message = status ? PyObject_GetAttrString(allocation, "message") : NULL;
-    PyObject *arguments = NULL;
+    int busy = message ? PyObject_RichCompareBool(status, state->statuses.in_use, Py_EQ) : -1;
 
-    if (message) {
-        int busy = PyObject_RichCompareBool(status, state->statuses.in_use, Py_EQ);
-        arguments = busy < 0 ? NULL : Py_BuildValue("(iO)", busy ? EADDRINUSE : EINVAL, message);
+    if (busy < 0) {
+        Py_CLEAR(message);
     }
-    if (arguments) {
-        PyErr_SetObject(PyExc_OSError, arguments);
-    }
-    Py_XDECREF(arguments);
-    Py_XDECREF(message);
+    pm_raise_os_error(busy ? EADDRINUSE : EINVAL, message);
     Py_XDECREF(status);
     return PM_ERROR;
 }
@@ -68,17 +64,12 @@ static bool read_port(pm_coroutine *co, PyObject *allocation)
 static pm_outcome refuse_to_listen(pm_coroutine *co, int error, const char *why)
 {
     const bind_frame *frame = co->frame;
-    PyObject *host = co->vars[HOST] ? PyObject_Repr(co->vars[HOST]) : NULL, *message, *arguments;
+    PyObject *host = co->vars[HOST], *message;
 
     message =
-        host ? PyUnicode_FromFormat("%s (cannot listen on %U, port %ld)", why, host, frame->port)
+        host ? PyUnicode_FromFormat("%s (cannot listen on %R, port %ld)", why, host, frame->port)
              : PyUnicode_FromFormat("%s (cannot listen on port %ld)", why, frame->port);
-    arguments = message ? Py_BuildValue("(iN)", error, message) : NULL;
-    if (arguments) {
-        PyErr_SetObject(PyExc_OSError, arguments);
-    }
-    Py_XDECREF(arguments);
-    Py_XDECREF(host);
+    pm_raise_os_error(error, message);
     return PM_ERROR;
 }
 

@@ -101,14 +101,20 @@ bool pm_raise_thrown(PyObject *thrown)
     return false;
 }
 
-PyObject *pm_raise_unknown(const char *doing, long port)
+void pm_raise_os_error(int error, PyObject *message)
 {
-    int error = errno;
-    PyObject *text = PyUnicode_FromFormat("%s (%s port %ld)", strerror(error), doing, port);
-    PyObject *arguments = text ? Py_BuildValue("(iN)", error, text) : NULL;
+    PyObject *arguments = message ? Py_BuildValue("(iN)", error, message) : NULL;
+
     if (arguments) {
         PyErr_SetObject(PyExc_OSError, arguments);
         Py_DECREF(arguments);
     }
+}
+
+PyObject *pm_raise_unknown(const char *doing, long port)
+{
+    int error = errno;
+    pm_raise_os_error(error,
+                      PyUnicode_FromFormat("%s (%s port %ld)", strerror(error), doing, port));
     return NULL;
 }

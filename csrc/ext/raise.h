@@ -20,6 +20,10 @@ void pm_raise_from_current(PyObject *type, const char *message);
  * false if that is no exception. */
 bool pm_raise_thrown(PyObject *thrown);
 
+/* Raises OSError(error, message); the reference to the message is taken over, NULL is an exception
+ * already. */
+void pm_raise_os_error(int error, PyObject *message);
+
 /* Raises OSError(errno, ...) for a status whose answer is not known; `doing` and the port say
  * what was tried. Always NULL. */
 PyObject *pm_raise_unknown(const char *doing, long port);
