@@ -98,6 +98,13 @@ def free_port(port_block: Callable[[int], int]) -> int:
 
 
 @pytest.fixture
+def block(port_block: Callable[[int], int]) -> range:
+    """Seven consecutive ports that nothing is bound to."""
+    first = port_block(7)
+    return range(first, first + 7)
+
+
+@pytest.fixture
 def busy_port() -> Iterator[int]:
     """A port that a socket listens on while the test runs."""
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -2,7 +2,6 @@
 
 import errno
 import itertools
-import logging
 import os
 import resource
 import socket
@@ -14,6 +13,7 @@ from typing import Any
 import isolated
 import pytest
 from comparing import finish
+from logs import Log
 
 from portmanager import PortConfig, PortManager, PortManagerConfig
 
@@ -25,18 +25,6 @@ def make(*configs: PortConfig, **options: Any) -> PortManager:
     manager = PortManager(PortManagerConfig(**{"max_retries": 0, **options}))
     manager.port_configs = {config.service: config for config in configs}
     return manager
-
-
-class Log(logging.Handler):
-    """Collects warnings."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.texts: list[str] = []
-        logging.getLogger("portmanager").addHandler(self)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(f"{record.levelname} {record.getMessage()}")
 
 
 def answer(manager: PortManager, name: str) -> list[Any]:

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 from comparing import finish
+from reserving import is_free
 
-from portmanager import PortConfig, PortManager, PortManagerConfig, reserved_ports
+from portmanager import PortManager, reserved_ports
 
 TIMEOUT = 60.0  # of whoever hangs
 
@@ -225,15 +226,6 @@ def ask(agent: Agent, *config: Any) -> list[Any]:
     agent(f"manager = new_manager({config!r}); kept.append(manager)")
     answer: list[Any] = agent(f"allocate(manager, {config[0]!r})")
     return answer
-
-
-def is_free(port: int) -> bool:
-    """Would this process, which is nobody's descendant here, be given the port?"""
-    manager = PortManager(PortManagerConfig(max_retries=0))
-    manager.port_configs = {"stranger": PortConfig("stranger", port)}
-    status = finish(manager.allocate_port("stranger")).status
-    manager.release_all_ports()
-    return bool(status == "allocated")
 
 
 def holder_of(port: int) -> int | None:

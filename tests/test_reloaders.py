@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comparing import finish
-
-from portmanager import PortConfig, PortManager, PortManagerConfig
+from reserving import is_free
 
 TIMEOUT = 30.0  # of whoever hangs
 
@@ -143,15 +141,6 @@ def start(ports: range, tmp_path: Path) -> Iterator[Callable[..., Server]]:
             return server
 
         yield begin
-
-
-def is_free(port: int) -> bool:
-    """Would a stranger be given the port?"""
-    manager = PortManager(PortManagerConfig(max_retries=0))
-    manager.port_configs = {"stranger": PortConfig("stranger", port)}
-    status = finish(manager.allocate_port("stranger")).status
-    manager.release_all_ports()
-    return bool(status == "allocated")
 
 
 # ---- uvicorn --------------------------------------------------------------------------------

@@ -1,23 +1,20 @@
 """reserve(): which ports it gives, in which order, and what it says when there are too few."""
 
 import asyncio
-import contextlib
 import errno
 import itertools
-import logging
 import os
 import pickle
 import socket
-import subprocess
-import sys
-import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import isolated
 import pytest
+from logs import Log
+from reserving import another, is_held, said_by, within
 
 from portmanager import (
     PortConfig,
@@ -30,56 +27,6 @@ from portmanager import (
 )
 
 FOREVER = 60.0  # seconds: longer than anything here takes, to fail instead of hanging
-
-
-@pytest.fixture
-def block(port_block: Callable[[int], int]) -> range:
-    """Seven consecutive ports that nothing is bound to."""
-    first = port_block(7)
-    return range(first, first + 7)
-
-
-def within(ports: range) -> dict[str, Any]:
-    return {"start": ports[0], "end": ports[-1]}
-
-
-def is_held(port: int) -> bool:
-    try:
-        reserve(start=port, end=port).release()
-    except PortsExhausted:
-        return True
-    return False
-
-
-@contextlib.contextmanager
-def another(code: str, *arguments: object, **env: str) -> Iterator[subprocess.Popen[str]]:
-    """A process that runs code of ours; it is killed at the end, if it lives."""
-    code = "import os, sys, portmanager\n" + textwrap.dedent(code)
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **env}
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def said_by(process: "subprocess.Popen[str]") -> str:
-    assert process.stdout
-    return process.stdout.readline().strip()
-
-
-class Log(logging.Handler):
-    """Collects warnings."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.texts: list[str] = []
-        logging.getLogger("portmanager").addHandler(self)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(f"{record.levelname} {record.getMessage()}")
 
 
 def alone(

@@ -7,13 +7,14 @@ import os
 import socket
 import subprocess
 import sys
-import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import isolated
 import pytest
+from reserving import another, said_by
 
 from portmanager import PortsExhausted, reserve, reserved_ports
 
@@ -70,28 +71,18 @@ def port_of(name: str, folder: str = ".", **ports: Any) -> int:
         return port
 
 
-@contextlib.contextmanager
-def another(name: str, **env: str) -> Iterator["subprocess.Popen[str]"]:
+def named_holder(name: str, **env: str) -> AbstractContextManager["subprocess.Popen[str]"]:
     """Another process that asks for a name in the working folder, says its port and holds it."""
     code = """
-        import sys, portmanager
         held = portmanager.reserve(name=sys.argv[1])
         print(held.port, flush=True)
         sys.stdin.read()
     """
-    command = [sys.executable, "-c", textwrap.dedent(code), name]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **env}
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    return another(code, name, **env)
 
 
-def said_by(process: "subprocess.Popen[str]") -> int:
-    assert process.stdout
-    return int(process.stdout.readline())
+def port_said_by(process: "subprocess.Popen[str]") -> int:
+    return int(said_by(process))
 
 
 # ---- whose name -----------------------------------------------------------------------------
@@ -255,8 +246,8 @@ def busy(how: str) -> list[Any]:
             stack.enter_context(reserve(name="web"))
             holder = os.getpid()
         else:
-            process = stack.enter_context(another("web"))
-            assert said_by(process) == own
+            process = stack.enter_context(named_holder("web"))
+            assert port_said_by(process) == own
             holder = process.pid
         log.texts.clear()
         others = [port_of("web"), port_of("web")]
@@ -277,8 +268,8 @@ def test_while_it_is_not_free(run: Any, how: str) -> None:
 
 def at_once() -> list[int]:
     with contextlib.ExitStack() as stack:
-        processes = [stack.enter_context(another("web")) for _ in range(8)]
-        return [*map(said_by, processes), port_of("web")]
+        processes = [stack.enter_context(named_holder("web")) for _ in range(8)]
+        return [*map(port_said_by, processes), port_of("web")]
 
 
 def test_many_that_ask_for_it_at_once(run: Any) -> None:
@@ -335,12 +326,12 @@ def lent(root: str) -> list[Any]:
     one, two = make_checkout(f"{root}/one"), make_checkout(f"{root}/two")
     os.chdir(one)
     mine = reserve(name="web")
-    with another("web") as one_child, another("web") as other_child:
-        two_ports = [said_by(one_child), said_by(other_child)]
-    with another("api") as api, another("web", PORTMANAGER_PROJECT=two) as elsewhere:
-        others = [said_by(api), said_by(elsewhere)]
-    with another("web") as child:
-        last = said_by(child)
+    with named_holder("web") as one_child, named_holder("web") as other_child:
+        two_ports = [port_said_by(one_child), port_said_by(other_child)]
+    with named_holder("api") as api, named_holder("web", PORTMANAGER_PROJECT=two) as elsewhere:
+        others = [port_said_by(api), port_said_by(elsewhere)]
+    with named_holder("web") as child:
+        last = port_said_by(child)
         mine.release()
         with pytest.raises(PortsExhausted) as caught:
             reserve(start=mine.port, end=mine.port)

@@ -15,44 +15,24 @@ import threading
 import time
 import typing
 import weakref
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from reserving import another, is_held, said_by, within
 
 from portmanager import (
     PortConfig,
     PortManager,
     PortManagerConfig,
     PortReservation,
-    PortsExhausted,
     PortStatus,
     reserve,
     reserved_ports,
 )
 
 FOREVER = 60.0  # seconds: longer than anything here takes, to fail instead of hanging
-
-
-@pytest.fixture
-def block(port_block: Callable[[int], int]) -> range:
-    """Seven consecutive ports that nothing is bound to."""
-    first = port_block(7)
-    return range(first, first + 7)
-
-
-def within(ports: range) -> dict[str, Any]:
-    return {"start": ports[0], "end": ports[-1]}
-
-
-def is_held(port: int) -> bool:
-    try:
-        reserve(start=port, end=port).release()
-    except PortsExhausted:
-        return True
-    return False
 
 
 def allocate(*configs: PortConfig) -> PortManager:
@@ -66,25 +46,6 @@ def allocate(*configs: PortConfig) -> PortManager:
 
 def entries(*ports: int) -> list[PortReservation]:
     return [entry for entry in reserved_ports() if entry.port in ports]
-
-
-@contextlib.contextmanager
-def another(code: str, *arguments: object, **env: str) -> Iterator["subprocess.Popen[str]"]:
-    """A process that runs code of ours; it is killed at the end, if it lives."""
-    code = "import os, sys, portmanager\n" + textwrap.dedent(code)
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **env}
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def said_by(process: "subprocess.Popen[str]") -> str:
-    assert process.stdout
-    return process.stdout.readline().strip()
 
 
 def tell(process: "subprocess.Popen[str]") -> None:
