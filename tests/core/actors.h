@@ -304,6 +304,30 @@ static inline actor_answer do_name_yourself(const actor_order *order)
     return (actor_answer){.number = me};
 }
 
+static inline actor_answer do_exec(const actor_order *order)
+{
+    (void)order;
+    execl("/bin/sleep", "sleep", "100", (char *)NULL);
+    return (actor_answer){.status = -1};
+}
+
+/* A holder that becomes another program holds no more. */
+static inline void exec_holder(void)
+{
+    pm_status status = PM_HELD;
+
+    start(0);
+    start(1);
+    assert_status(status_of(0, do_claim), PM_OK);
+    tell(0, do_exec, 0, 0);
+    for (int tries = 0; status == PM_HELD && tries < PATIENCE_MS; tries++) {
+        status = status_of(1, do_claim);
+        usleep(1000);
+    }
+    assert_status(status, PM_OK);
+    kill_actor(0); /* it lived */
+}
+
 /* The actor says something that has `text` in it, and nothing more; "" stands for nothing. */
 static inline void assert_says(unsigned number, const char *text)
 {

@@ -222,6 +222,17 @@ static inline size_t open_descriptors(void)
     return count;
 }
 
+/* Is it a descriptor of the file that has this name? */
+static inline bool is_descriptor_of(int fd, const char *file)
+{
+    char link[64], target[PATH_MAX];
+
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t length = readlink(link, target, sizeof target - 1);
+    target[length < 0 ? 0 : length] = '\0';
+    return strcmp(target, file) == 0;
+}
+
 /* ---- refused system calls: for children only ------------------------------------------------ */
 
 /* From now on `call` ends in `action` when its argument number `argument` is `value` under the

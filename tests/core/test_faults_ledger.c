@@ -239,16 +239,12 @@ static void attach_and_lose_content(void)
 /* The number of the ledger's descriptor is another file's now. */
 static void attach_and_lose_the_descriptor(void)
 {
-    char link[32], target[128];
     int other = open("/dev/null", O_RDONLY | O_CLOEXEC);
     bool found = false;
 
     attach_and_claim();
     for (int fd = 0; !found && fd < 1024; fd++) {
-        snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-        ssize_t length = readlink(link, target, sizeof target - 1);
-        target[length < 0 ? 0 : length] = '\0';
-        found = strcmp(target, path_of_ledger) == 0;
+        found = is_descriptor_of(fd, path_of_ledger);
         if (found) {
             assert_int_equal(dup2(other, fd), fd);
         }

@@ -79,56 +79,32 @@ static void test_a_killed_process_frees_though_its_child_lives(void **state)
     scene(kill_parent);
 }
 
-static actor_answer do_exec(const actor_order *order)
+static void exec_holder_laid_over(void)
 {
-    (void)order;
-    execl("/bin/sleep", "sleep", "100", (char *)NULL);
-    return (actor_answer){.status = -1};
-}
-
-static void exec_holder(void)
-{
-    pm_status status = PM_HELD;
-
     lay_over();
-    start(0);
-    start(1);
-    assert_status(status_of(0, do_claim), PM_OK);
-    tell(0, do_exec, 0, 0);
-    for (int tries = 0; status == PM_HELD && tries < PATIENCE_MS; tries++) {
-        status = status_of(1, do_claim);
-        usleep(1000);
-    }
-    assert_status(status, PM_OK);
-    kill_actor(0); /* it lived */
+    exec_holder();
 }
 
 static void test_exec_frees(void **state)
 {
     (void)state;
-    scene(exec_holder);
+    scene(exec_holder_laid_over);
 }
 
 /* What is closed here is what the ledger has open; the answer's: how many. With a number, another
  * file is put in their places. */
 static actor_answer do_close_ledger(const actor_order *order)
 {
-    char link[64], target[PATH_MAX];
     int other = open("/dev/null", O_RDONLY | O_CLOEXEC);
     uint64_t count = 0;
 
     for (int fd = 3; fd < 200; fd++) {
-        snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-        ssize_t length = readlink(link, target, sizeof target - 1);
-        if (length > 0) {
-            target[length] = '\0';
-            if (strcmp(target, path) == 0) {
-                count++;
-                if (order->number) {
-                    dup2(other, fd);
-                } else {
-                    close(fd);
-                }
+        if (is_descriptor_of(fd, path)) {
+            count++;
+            if (order->number) {
+                dup2(other, fd);
+            } else {
+                close(fd);
             }
         }
     }
@@ -139,17 +115,11 @@ static actor_answer do_close_ledger(const actor_order *order)
 /* How many descriptors are /dev/null's? */
 static actor_answer do_count_null(const actor_order *order)
 {
-    char link[64], target[PATH_MAX];
     uint64_t count = 0;
     (void)order;
 
     for (int fd = 3; fd < 200; fd++) {
-        snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-        ssize_t length = readlink(link, target, sizeof target - 1);
-        if (length > 0) {
-            target[length] = '\0';
-            count += strcmp(target, "/dev/null") == 0;
-        }
+        count += is_descriptor_of(fd, "/dev/null");
     }
     return (actor_answer){.number = count};
 }

@@ -113,29 +113,6 @@ static void test_a_killed_process_frees_though_its_child_lives(void **state)
     scene(kill_parent);
 }
 
-static actor_answer do_exec(const actor_order *order)
-{
-    (void)order;
-    execl("/bin/sleep", "sleep", "100", (char *)NULL);
-    return (actor_answer){.status = -1};
-}
-
-static void exec_holder(void)
-{
-    pm_status status = PM_HELD;
-
-    start(0);
-    start(1);
-    assert_status(status_of(0, do_claim), PM_OK);
-    tell(0, do_exec, 0, 0);
-    for (int tries = 0; status == PM_HELD && tries < PATIENCE_MS; tries++) {
-        status = status_of(1, do_claim);
-        usleep(1000);
-    }
-    assert_status(status, PM_OK);
-    kill_actor(0); /* it lived */
-}
-
 static void test_exec_frees(void **state)
 {
     (void)state;
@@ -241,14 +218,8 @@ static unsigned replace_descriptors(int other)
     unsigned count = 0;
 
     for (int fd = 3; fd < 200; fd++) {
-        char link[64], target[PATH_MAX];
-        snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-        ssize_t length = readlink(link, target, sizeof target - 1);
-        if (length > 0) {
-            target[length] = '\0';
-            if (strcmp(target, path) == 0) {
-                count += dup2(other, fd) == fd;
-            }
+        if (is_descriptor_of(fd, path)) {
+            count += dup2(other, fd) == fd;
         }
     }
     return count;
