@@ -228,6 +228,15 @@ def ask(agent: Agent, *config: Any) -> list[Any]:
     return answer
 
 
+def generations(stage: "Stage", port: int, count: int) -> list[Agent]:
+    """Agents, each started by the one before, that share a port for one service."""
+    family: list[Agent] = []
+    for _ in range(count):
+        family.append(stage.by(family[-1]) if family else stage())
+        assert ask(family[-1], "api", port) == default(port)
+    return family
+
+
 def holder_of(port: int) -> int | None:
     (held,) = (held for held in reserved_ports() if held.port == port)
     return held.pid
@@ -544,10 +553,7 @@ def test_heir_outlives_the_owner(stage: Stage, free_port: int, ending: str) -> N
 @pytest.mark.parametrize("how", ["popen", "fork"])
 def test_heir_of_an_heir(stage: Stage, free_port: int, ending: str, how: str) -> None:
     """A reloader whose launcher was killed lends on, and holds the port when its child is gone."""
-    launcher = stage()
-    assert ask(launcher, "api", free_port) == default(free_port)
-    reloader = stage.by(launcher)
-    assert ask(reloader, "api", free_port) == default(free_port)
+    launcher, reloader = generations(stage, free_port, 2)
     launcher.kill()
     for _ in range(3):
         child = stage.by(reloader, how)
@@ -562,12 +568,7 @@ def test_heir_of_an_heir(stage: Stage, free_port: int, ending: str, how: str) ->
 
 def test_child_that_lives_on(stage: Stage, free_port: int) -> None:
     """The program of a reloader that was killed keeps the port, and who starts anew is refused."""
-    launcher = stage()
-    assert ask(launcher, "api", free_port) == default(free_port)
-    reloader = stage.by(launcher)
-    assert ask(reloader, "api", free_port) == default(free_port)
-    child = stage.by(reloader)
-    assert ask(child, "api", free_port) == default(free_port)
+    launcher, reloader, child = generations(stage, free_port, 3)
     reloader.kill()
     second = stage.by(launcher)
     assert ask(second, "api", free_port) == refused(free_port)
@@ -663,12 +664,7 @@ def test_lent_though_a_server_listens(stage: Stage, free_port: int) -> None:
 @pytest.mark.parametrize("ending", ["exit", "kill", "release"])
 def test_heir_that_lent_on_outlives_both(stage: Stage, free_port: int, ending: str) -> None:
     """A reloader between its launcher and its child has the port, and is what remains of them."""
-    launcher = stage()
-    assert ask(launcher, "api", free_port) == default(free_port)
-    reloader = stage.by(launcher)
-    assert ask(reloader, "api", free_port) == default(free_port)
-    child = stage.by(reloader)
-    assert ask(child, "api", free_port) == default(free_port)
+    launcher, reloader, child = generations(stage, free_port, 3)
     if ending == "release":
         launcher("manager.release_port('api')")
     else:
@@ -684,22 +680,15 @@ def test_heir_that_lent_on_outlives_both(stage: Stage, free_port: int, ending: s
 @pytest.mark.parametrize("ending", ["exit", "kill"])
 def test_sibling_of_an_heir_that_lent_on(stage: Stage, free_port: int, ending: str) -> None:
     """The first heir lives, and says still that it has the port, so nobody else is lent it."""
-    launcher = stage()
-    assert ask(launcher, "api", free_port) == default(free_port)
-    reloader, sibling = stage.by(launcher), stage.by(launcher)
-    assert ask(reloader, "api", free_port) == default(free_port)
-    child = stage.by(reloader)
-    assert ask(child, "api", free_port) == default(free_port)
+    launcher, _reloader, child = generations(stage, free_port, 3)
+    sibling = stage.by(launcher)
     getattr(child, ending)()
     assert ask(sibling, "api", free_port) == refused(free_port)
 
 
 @pytest.mark.xfail(reason="a known bug: an owner that gave its half back leaves no name to lend by")
 def test_heir_lends_on_when_its_launcher_has_exited(stage: Stage, free_port: int) -> None:
-    launcher = stage()
-    assert ask(launcher, "api", free_port) == default(free_port)
-    reloader = stage.by(launcher)
-    assert ask(reloader, "api", free_port) == default(free_port)
+    launcher, reloader = generations(stage, free_port, 2)
     launcher.exit()
     assert ask(stage.by(reloader), "api", free_port) == default(free_port)
 
