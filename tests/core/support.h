@@ -339,6 +339,12 @@ static inline int isolate_with_ledger(void **state)
     return setenv("PORTMANAGER_LEDGER", ledger_path(), 1);
 }
 
+/* Ports have no past from here on, for who counts on which ones rested. */
+static inline void forget_the_past(void)
+{
+    assert_true(unlink(ledger_path()) == 0 || errno == ENOENT);
+}
+
 /* The group's teardown: nothing else is in the folder. */
 static inline int remove_ledger(void **state)
 {
