@@ -660,7 +660,6 @@ def test_lent_though_a_server_listens(stage: Stage, free_port: int) -> None:
     assert ask(child, "api", free_port) == default(free_port)
 
 
-@pytest.mark.xfail(reason="a known bug: whoever lent on is in the word no more")
 @pytest.mark.parametrize("ending", ["exit", "kill", "release"])
 def test_heir_that_lent_on_outlives_both(stage: Stage, free_port: int, ending: str) -> None:
     """A reloader between its launcher and its child has the port, and is what remains of them."""
@@ -676,7 +675,6 @@ def test_heir_that_lent_on_outlives_both(stage: Stage, free_port: int, ending: s
     assert is_free(free_port)
 
 
-@pytest.mark.xfail(reason="a known bug: whoever lent on is in the word no more")
 @pytest.mark.parametrize("ending", ["exit", "kill"])
 def test_sibling_of_an_heir_that_lent_on(stage: Stage, free_port: int, ending: str) -> None:
     """The first heir lives, and says still that it has the port, so nobody else is lent it."""
@@ -686,7 +684,6 @@ def test_sibling_of_an_heir_that_lent_on(stage: Stage, free_port: int, ending: s
     assert ask(sibling, "api", free_port) == refused(free_port)
 
 
-@pytest.mark.xfail(reason="a known bug: an owner that gave its half back leaves no name to lend by")
 def test_heir_lends_on_when_its_launcher_has_exited(stage: Stage, free_port: int) -> None:
     launcher, reloader = generations(stage, free_port, 2)
     launcher.exit()

@@ -100,16 +100,58 @@ static void write_label(pm_entry *entry, const char *text)
     }
 }
 
-/* Is a word another process's? A half of our own is none of anybody: this process's table has no
- * holder of the port. */
-static bool is_living_other(pm_ledger_state *state, pm_half half)
+bool pm_ledger_is_other(pm_ledger_state *state, pm_half half)
 {
     return half != state->half && pm_ledger_lives(state, half);
 }
 
-static bool others_live(pm_ledger_state *state, uint64_t word)
+/* The first of an entry's heirs that is another process; 0: none. */
+static pm_half find_other_heir(pm_ledger_state *state, const pm_entry *entry)
 {
-    return is_living_other(state, pm_owner_of(word)) || is_living_other(state, pm_heir_of(word));
+    for (int i = 0; i < PM_HEIRS_MAX; i++) {
+        pm_half heir = atomic_load(&entry->heirs[i]);
+        if (heir != 0 && pm_ledger_is_other(state, heir)) {
+            return heir;
+        }
+    }
+    return 0;
+}
+
+/* Who holds a port, of the other processes; 0: none. */
+static pm_half find_other(pm_ledger_state *state, const pm_entry *entry, uint64_t word)
+{
+    pm_half owner = pm_owner_of(word), heir = pm_heir_of(word);
+
+    if (pm_ledger_is_other(state, owner)) {
+        return owner;
+    }
+    return pm_ledger_is_other(state, heir) ? heir : find_other_heir(state, entry);
+}
+
+/* Takes dead heirs out. True if there was any. */
+static bool forget_heirs(pm_ledger_state *state, pm_entry *entry)
+{
+    bool any = false;
+
+    for (int i = 0; i < PM_HEIRS_MAX; i++) {
+        pm_half heir = atomic_load(&entry->heirs[i]);
+        if (heir != 0 && !pm_ledger_is_other(state, heir)) {
+            any |= atomic_compare_exchange_strong(&entry->heirs[i], &heir, 0);
+        }
+    }
+    return any;
+}
+
+bool pm_ledger_join_heirs(pm_ledger_state *state, pm_entry *entry)
+{
+    for (int i = 0; i < PM_HEIRS_MAX; i++) {
+        pm_half heir = atomic_load(&entry->heirs[i]);
+        if (!pm_ledger_lives(state, heir) &&
+            atomic_compare_exchange_strong(&entry->heirs[i], &heir, state->half)) {
+            return true;
+        }
+    }
+    return false;
 }
 
 /* The tag that our last claim left goes first if it was for another name: until the new one is
@@ -127,16 +169,33 @@ static void clear_old_tag(pm_ledger_state *state, uint16_t port, uint64_t key)
 static bool claim_shared(pm_ledger_state *state, uint16_t port, uint64_t key, bool *inherited)
 {
     pm_entry *entry = &state->map.entries[port];
-    uint64_t word = atomic_load(&entry->word);
+    uint64_t word = atomic_load(&entry->word), mine = pm_word_of(state->half, 0);
 
-    clear_old_tag(state, port, key);
     do {
-        if (others_live(state, word)) {
+        if (find_other(state, entry, word) != 0) {
             return false;
         }
-        *inherited = word != 0;
-    } while (!atomic_compare_exchange_strong(&entry->word, &word, pm_word_of(state->half, 0)));
+        clear_old_tag(state, port, key);
+    } while (!atomic_compare_exchange_strong(&entry->word, &word, mine));
+    /* Nobody is lent the port any more. Whoever is an heir was lent it between the looks at the
+     * heirs and at the word, which was as before again; it lends by what was in the word. */
+    if (find_other_heir(state, entry) != 0) {
+        if (!atomic_compare_exchange_strong(&entry->word, &mine, word)) {
+            pm_ledger_leave(state, port);
+        }
+        return false;
+    }
+    pm_half owner = pm_owner_of(word);
+    *inherited =
+        forget_heirs(state, entry) || pm_heir_of(word) != 0 || (owner != 0 && !(owner & PM_LEFT));
     return true;
+}
+
+/* What people are told of a claim. */
+static void describe_claim(pm_entry *entry, const pm_local *local)
+{
+    atomic_store_explicit(&entry->changed_at, local->changed_at, memory_order_relaxed);
+    write_label(entry, local->has_label ? local->label : NULL);
 }
 
 /* What belongs to a claim: the tag last, for it says that the rest is there. */
@@ -145,8 +204,7 @@ static void publish(pm_ledger_state *state, uint16_t port)
     const pm_local *local = &state->locals[port];
     pm_entry *entry = &state->map.entries[port];
 
-    atomic_store_explicit(&entry->changed_at, local->changed_at, memory_order_relaxed);
-    write_label(entry, local->has_label ? local->label : NULL);
+    describe_claim(entry, local);
     atomic_store_explicit(&entry->tag, pm_ledger_tag(local->key, state->half),
                           memory_order_release);
 }
@@ -161,9 +219,6 @@ void pm_ledger_note(pm_ledger_state *state, pm_holder me, uint16_t port, const p
     local->holder = me;
     local->key = name->key;
     local->lent = lent;
-    if (lent) {
-        local->lent_as = name->key;
-    }
     pm_port_past past = past_of(state, port);
 
     local->changed_before = past.changed_at;
@@ -205,8 +260,7 @@ pm_status pm_ledger_claim(pm_holder me, uint16_t port, const pm_name *name, pm_c
     return status;
 }
 
-/* The tag stays. A descendant of the heir that has just taken the heir's place reads it again, and
- * would withdraw if it were gone: then nobody held the port. */
+/* The owner's half and the tag stay: its heirs lend by them. */
 void pm_ledger_leave(pm_ledger_state *state, uint16_t port)
 {
     pm_entry *entry = &state->map.entries[port];
@@ -214,8 +268,14 @@ void pm_ledger_leave(pm_ledger_state *state, uint16_t port)
 
     do {
         pm_half owner = pm_owner_of(word), heir = pm_heir_of(word);
-        rest = pm_word_of(owner == state->half ? 0 : owner, heir == state->half ? 0 : heir);
+        rest = pm_word_of(owner == state->half ? owner | PM_LEFT : owner,
+                          heir == state->half ? 0 : heir);
     } while (rest != word && !atomic_compare_exchange_strong(&entry->word, &word, rest));
+    for (int i = 0; i < PM_HEIRS_MAX; i++) {
+        if (atomic_load(&entry->heirs[i]) == state->half) {
+            atomic_store(&entry->heirs[i], 0);
+        }
+    }
 }
 
 /* `used`: the port was handed out, and had better rest for a while. */
@@ -265,9 +325,8 @@ pm_status pm_ledger_look(uint16_t port, pm_holder *holder)
     if (*holder != PM_NOBODY) {
         held = true;
     } else if (state->mode == PM_SHARED) {
-        uint64_t word = atomic_load(&state->map.entries[port].word);
-        held =
-            pm_ledger_lives(state, pm_owner_of(word)) || pm_ledger_lives(state, pm_heir_of(word));
+        const pm_entry *entry = &state->map.entries[port];
+        held = find_other(state, entry, atomic_load(&entry->word)) != 0;
     }
     pm_ledger_unlock(state);
     return held ? PM_HELD : PM_OK;
@@ -407,13 +466,10 @@ static bool describe_shared(pm_ledger_state *state, uint16_t port, pm_held *held
 {
     const pm_entry *entry = &state->map.entries[port];
     uint64_t word = atomic_load(&entry->word);
-    pm_half holder = pm_owner_of(word);
+    pm_half holder = find_other(state, entry, word);
 
-    if (!is_living_other(state, holder)) {
-        holder = pm_heir_of(word);
-        if (!is_living_other(state, holder)) {
-            return false;
-        }
+    if (holder == 0) {
+        return false;
     }
     held->pid = atomic_load(&state->map.slots[pm_slot_of(holder)].pid);
     held->since_ns = atomic_load(&entry->changed_at);
@@ -469,26 +525,86 @@ void pm_held_list_free(pm_held_list *list)
 
 /* ---- a ledger that is new to us -------------------------------------------------------------- */
 
-/* Puts our half back, into a ledger that is new to us: the owner and its heir may come in either
- * order. */
-static bool reclaim_shared(pm_ledger_state *state, uint16_t port, bool as_heir)
+static bool is_family(pm_ledger_state *state, pm_half half)
+{
+    return pm_ledger_is_ancestor(state, half) || pm_ledger_is_descendant(state, half);
+}
+
+/* Nobody lives among the heirs but those of our family. */
+static bool are_heirs_family(pm_ledger_state *state, const pm_entry *entry)
+{
+    for (int i = 0; i < PM_HEIRS_MAX; i++) {
+        pm_half heir = atomic_load(&entry->heirs[i]);
+        if (pm_ledger_is_other(state, heir) && !is_family(state, heir)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Puts our half back, into a ledger that is new to us. Those who share the port come in any order;
+ * if a stranger was quicker we have lost it. */
+static bool reclaim_owner(pm_ledger_state *state, uint16_t port)
 {
     pm_entry *entry = &state->map.entries[port];
     uint64_t word = atomic_load(&entry->word), mine;
 
     do {
         pm_half owner = pm_owner_of(word), heir = pm_heir_of(word);
-        pm_half before = as_heir ? heir : owner;
-        /* An heir whose place we had taken may be back before us. */
-        if (pm_ledger_lives(state, before) && !(as_heir && pm_ledger_is_kin(state, before))) {
+        if (pm_ledger_is_other(state, owner) ||
+            (pm_ledger_is_other(state, heir) && !is_family(state, heir))) {
             return false;
         }
-        /* A stranger was quicker: we are no heir of its. */
-        if (as_heir && pm_ledger_lives(state, owner) && !pm_ledger_is_kin(state, owner)) {
-            return false;
-        }
-        mine = as_heir ? pm_word_of(owner, state->half) : pm_word_of(state->half, heir);
+        mine = pm_word_of(state->half, heir);
     } while (!atomic_compare_exchange_strong(&entry->word, &word, mine));
+    if (!are_heirs_family(state, entry)) {
+        return false;
+    }
+    atomic_store(&entry->remembered, state->locals[port].remembered);
+    publish(state, port);
+    return true;
+}
+
+/* An heir that comes before its owner has nobody's half beside it, and the tag of that. */
+static void publish_heir(pm_ledger_state *state, uint16_t port, uint64_t tag_before)
+{
+    const pm_local *local = &state->locals[port];
+    pm_entry *entry = &state->map.entries[port];
+
+    describe_claim(entry, local);
+    /* Unless the owner has come meanwhile. */
+    atomic_compare_exchange_strong(&entry->tag, &tag_before, pm_ledger_tag(local->key, 0));
+}
+
+static bool reclaim_heir(pm_ledger_state *state, uint16_t port)
+{
+    pm_entry *entry = &state->map.entries[port];
+    uint64_t word = atomic_load(&entry->word), tag, mine;
+
+    do {
+        pm_half owner = pm_owner_of(word), heir = pm_heir_of(word);
+        bool owned = pm_ledger_is_other(state, owner);
+        if (owned && !pm_ledger_is_ancestor(state, owner)) {
+            return false;
+        }
+        if (pm_ledger_is_other(state, heir) && !pm_ledger_is_ancestor(state, heir)) {
+            /* A descendant's place is not ours, but among the heirs we are beside it. */
+            if (!pm_ledger_is_descendant(state, heir) || !pm_ledger_join_heirs(state, entry)) {
+                return false;
+            }
+            mine = word;
+        } else {
+            mine = pm_word_of(owned ? owner : 0, state->half);
+        }
+        tag = atomic_load(&entry->tag);
+    } while (!atomic_compare_exchange_strong(&entry->word, &word, mine));
+    if (!are_heirs_family(state, entry) ||
+        (pm_heir_of(mine) == state->half && !pm_ledger_join_heirs(state, entry))) {
+        return false;
+    }
+    if (pm_owner_of(mine) == 0 && pm_heir_of(mine) == state->half) {
+        publish_heir(state, port, tag);
+    }
     return true;
 }
 
@@ -501,12 +617,9 @@ void pm_ledger_publish_all(pm_ledger_state *state)
             continue;
         }
         bool lent = state->locals[port].lent;
-        if (!reclaim_shared(state, (uint16_t)port, lent)) {
+        if (!(lent ? reclaim_heir(state, (uint16_t)port) : reclaim_owner(state, (uint16_t)port))) {
+            pm_ledger_leave(state, (uint16_t)port);
             refused++;
-        } else if (!lent) {
-            pm_entry *entry = &state->map.entries[port];
-            atomic_store(&entry->remembered, state->locals[port].remembered);
-            publish(state, (uint16_t)port);
         }
     }
     if (refused) {

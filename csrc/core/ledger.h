@@ -8,18 +8,21 @@
  * Within the process a table says which holder has the port. Between processes a word in the
  * shared file (ledger_file.h) does, changed only by compare-and-swap of its exact old value:
  *
- *     | owner: slot, 12 bits | generation, 20 | heir: slot, 12 | generation, 20 |
+ *     | owner: slot, 12 bits | left, 1 | generation, 19 | heir: slot, 12 | 0 | generation, 19 |
  *
  * The model of all this is tests/model/ledger.pml.
  *
  * A process that takes part has a slot: a lock on its byte, which the kernel drops when the
  * process dies (liveness.h). Taking a slot first locks it, then raises its generation, which
  * never wraps; so a half is dead for ever once its generation is not the slot's or the slot is
- * not locked, and a word is free when both of its halves are 0 or dead. Nobody cleans up.
+ * not locked. Nobody cleans up.
  *
- * The heir is a descendant of the owner (or of an heir before it) that was lent the port for the
- * same service. Owner and heir are in one word, so that the owner's death and a stranger's claim
- * cannot both win; each releases its own half alone.
+ * An heir is a descendant of the owner, and of every heir before it that lives, and was lent the
+ * port for the same service. The last one is in the word, so that the owner's death and a
+ * stranger's claim cannot both win; all are among the entry's heirs, until each gives back what it
+ * was lent. A port is free when neither a half of its word nor an heir lives. An owner that gave its
+ * port back before its heirs did stays in the word as one who left: heirs lend by the tag, which
+ * tells the name and the owner.
  *
  * A forked child starts without a slot and with an empty table. PORTMANAGER_LEDGER=process, or a
  * file that cannot be used, leaves the table alone: then ports are held within the process.

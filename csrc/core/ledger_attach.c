@@ -181,7 +181,8 @@ bool pm_ledger_lives(pm_ledger_state *state, pm_half half)
 {
     uint32_t slot = pm_slot_of(half);
 
-    if (slot == 0 || slot > state->map.slot_count || !pm_ledger_is_recent(state, half)) {
+    if (slot == 0 || slot > state->map.slot_count || half & PM_LEFT ||
+        !pm_ledger_is_recent(state, half)) {
         return false;
     }
     return half == state->half || slot_is_locked(state, slot);

@@ -17,7 +17,7 @@ enum { VERSION = 1, PORTS = UINT16_MAX + 1, PAGE = 4096 };
 static const char MAGIC[16] = "portmanager\r\n\n";
 
 _Static_assert(sizeof(pm_ledger_header) <= PAGE, "the header has a page");
-_Static_assert(sizeof(pm_slot) == 16 && sizeof(pm_entry) == 96, "the layout has no gaps");
+_Static_assert(sizeof(pm_slot) == 16 && sizeof(pm_entry) == 128, "the layout has no gaps");
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "words are changed without a lock");
 
 /* ---- troubles ------------------------------------------------------------------------------ */

@@ -20,7 +20,8 @@
 
 enum {
     PM_SLOTS_MAX = 4095,               /* a slot's number has 12 bits, 0 stands for nobody */
-    PM_GENERATION_MAX = (1 << 20) - 1, /* a generation has 20 */
+    PM_GENERATION_MAX = (1 << 19) - 1, /* a generation has 19 */
+    PM_HEIRS_MAX = 8,                  /* generations of processes that share a port */
     PM_LABEL_SIZE = 64,                /* bytes, the NUL included */
 };
 
@@ -31,12 +32,13 @@ typedef struct {
     _Atomic(uint64_t) started; /* as pm_process's */
 } pm_slot;
 
-/* A port. */
+/* A port: a cache line for what a claim touches, and one for people. */
 typedef struct {
-    _Atomic(uint64_t) word;       /* owner half, heir half; see ledger.h */
-    _Atomic(uint64_t) tag;        /* the owner's half and its service's name, hashed */
-    _Atomic(int64_t) changed_at;  /* claimed, or given back: nanoseconds since the epoch */
-    _Atomic(uint64_t) remembered; /* the key of the name that had it last; 0: none */
+    _Atomic(uint64_t) word;                /* owner half, heir half; see ledger.h */
+    _Atomic(uint64_t) tag;                 /* the owner's half and its service's name, hashed */
+    _Atomic(int64_t) changed_at;           /* claimed, or given back: nanoseconds since the epoch */
+    _Atomic(uint64_t) remembered;          /* the key of the name that had it last; 0: none */
+    _Atomic(uint32_t) heirs[PM_HEIRS_MAX]; /* halves, in no order; 0: none */
     /* The service's name for people, cut where it is longer. */
     _Atomic(uint64_t) label[PM_LABEL_SIZE / sizeof(uint64_t)];
 } pm_entry;

@@ -10,6 +10,9 @@
 /* Half of a word: a slot and a generation of it; 0: nobody. */
 typedef uint32_t pm_half;
 
+/* An owner's half that stays when the port was given back, for the tag is told by it. */
+static const pm_half PM_LEFT = 1u << 19;
+
 static inline pm_half pm_half_of(uint32_t slot, uint32_t generation)
 {
     return slot << 20 | generation;
@@ -45,8 +48,7 @@ typedef struct {
     pm_holder holder; /* PM_NOBODY: nobody of this process */
     uint64_t key, remembered;
     int64_t changed_at, changed_before;
-    uint64_t lent_as; /* the key it was ever lent to this process under; 0: never */
-    bool lent;        /* ours is the heir's half */
+    bool lent; /* we are an heir */
     bool has_label;
     char label[PM_LABEL_SIZE];
 } pm_local;
@@ -94,11 +96,17 @@ static inline bool pm_ledger_is_recent(const pm_ledger_state *state, pm_half hal
 /* Does the process live that a half stands for? Not known counts as yes. */
 bool pm_ledger_lives(pm_ledger_state *state, pm_half half);
 
-/* Is a half an ancestor's, now? Reads a small file for each ancestor, twice. */
-bool pm_ledger_is_kin(pm_ledger_state *state, pm_half half);
+/* Is a half an ancestor's, or a descendant's, now? Reads a small file for each process of the way
+ * to it, twice. */
+bool pm_ledger_is_ancestor(pm_ledger_state *state, pm_half half);
+bool pm_ledger_is_descendant(pm_ledger_state *state, pm_half half);
 
 /* What belongs into an entry's tag: a dead owner's never equals another's. Never 0. */
 uint64_t pm_ledger_tag(uint64_t key, pm_half owner);
+
+/* Does a half stand for another process that lives? Our own half stands for nobody: it is asked for
+ * ports that nobody of this process has. */
+bool pm_ledger_is_other(pm_ledger_state *state, pm_half half);
 
 /* Notes that `me` has the port, in this process's table. */
 void pm_ledger_note(pm_ledger_state *state, pm_holder me, uint16_t port, const pm_name *name,
@@ -116,7 +124,11 @@ void pm_ledger_say(pm_ledger_state *state, const pm_trouble *trouble);
 /* Now, in nanoseconds since the epoch; later than any moment before it in this process. */
 int64_t pm_ledger_moment(pm_ledger_state *state);
 
-/* Takes our half out of a word. */
+/* Takes our half out of a word, and of the heirs. */
 void pm_ledger_leave(pm_ledger_state *state, uint16_t port);
+
+/* Puts ours among an entry's heirs, when it is the one in the word: nobody else does so meanwhile.
+ * False: there are as many as can be. */
+bool pm_ledger_join_heirs(pm_ledger_state *state, pm_entry *entry);
 
 #endif

@@ -23,9 +23,9 @@ typedef struct {
 /* This process; its start is 0 where the system does not tell. */
 pm_process pm_process_self(void);
 
-/* The parent, its parent and so on, as far as can be seen, at most `max`; returns how many. Reads
- * a small file for each. */
-size_t pm_process_ancestors(pm_process *ancestors, size_t max);
+/* A process, its parent, its parent's and so on, as far as can be seen, at most `max`; returns how
+ * many. Reads a small file for each. */
+size_t pm_process_lineage(uint32_t pid, pm_process *lineage, size_t max);
 
 /* What tells this process's network from others'; 0 where the system does not tell. PM_EXHAUSTED:
  * out of memory, errno says so. */

@@ -75,12 +75,11 @@ pm_process pm_process_self(void)
     return self;
 }
 
-size_t pm_process_ancestors(pm_process *ancestors, size_t max)
+size_t pm_process_lineage(uint32_t pid, pm_process *lineage, size_t max)
 {
-    uint32_t pid = (uint32_t)getppid();
     size_t count = 0;
 
-    while (pid != 0 && count < max && read_stat(pid, &ancestors[count], &pid)) {
+    while (pid != 0 && count < max && read_stat(pid, &lineage[count], &pid)) {
         count++;
     }
     return count;

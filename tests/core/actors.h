@@ -13,7 +13,7 @@
 #include "core/ledger.h"
 
 /* Nothing but the ledger knows the ports here, so any number does. */
-enum { PORT = 40000, ACTORS = 9, PATIENCE_MS = 20000 };
+enum { PORT = 40000, ACTORS = 12, PATIENCE_MS = 20000 };
 
 /* ---- a ledger for each test ---------------------------------------------------------------- */
 

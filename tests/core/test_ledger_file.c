@@ -286,7 +286,7 @@ static void make_fewer_ports(void)
 
 static void make_other_entries(void)
 {
-    patch_header(offsetof(pm_ledger_header, entry_size), 128);
+    patch_header(offsetof(pm_ledger_header, entry_size), sizeof(pm_entry) / 2);
 }
 
 static const misfit misfits[] = {

@@ -85,7 +85,7 @@ static void assert_refused(unsigned stranger)
 
 /* A family on the stage: a stranger, an owner who has claimed PORT for WEB, its child, and the
  * child's child. */
-enum { STRANGER, OWNER, CHILD, GRANDCHILD, OTHER_CHILD };
+enum { STRANGER, OWNER, CHILD, GRANDCHILD, OTHER_CHILD, OTHER_STRANGER };
 
 static void start_family(void)
 {
@@ -199,7 +199,7 @@ static void take_heirs_place(void)
     assert_status(borrowed_by(GRANDCHILD), PM_OK);
     assert_status(borrowed_by(OTHER_CHILD), PM_HELD);
     assert_refused(STRANGER);
-    /* Whom it was taken from gives nothing back. */
+    /* Whose place was taken holds the port still, until it gives it back. */
     ask(CHILD, do_release, PORT, 0);
     kill_actor(OWNER);
     assert_refused(STRANGER);
@@ -212,6 +212,104 @@ static void test_a_descendant_takes_the_heirs_place(void **state)
 {
     (void)state;
     scene(take_heirs_place);
+}
+
+/* In each way that an owner, or an heir, can go. */
+static actor_action go_by;
+
+static void go(unsigned number)
+{
+    if (go_by) {
+        ask(number, go_by, PORT, 0);
+    } else {
+        kill_actor(number);
+    }
+}
+
+static void scene_in_each_way(void (*play)(void), void **state)
+{
+    static const actor_action ways[] = {do_release, do_withdraw, NULL};
+
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+        go_by = ways[i];
+        scene(play);
+        remove_folder(state);
+        assert_int_equal(mkdir(folder, 0700), 0);
+    }
+}
+
+/* Launcher, reloader and its child: the reloader is what remains, and lends the port again. */
+static void remain_in_the_middle(void)
+{
+    start_family();
+    assert_status(borrowed_by(CHILD), PM_OK);
+    assert_status(borrowed_by(GRANDCHILD), PM_OK);
+    go(OWNER);
+    for (int i = 0; i < 3; i++) {
+        assert_refused(STRANGER);
+        kill_actor(GRANDCHILD);
+        assert_refused(STRANGER);
+        assert_refused(OTHER_CHILD);
+        assert_listed(STRANGER, CHILD);
+        spawn(CHILD, GRANDCHILD);
+        assert_status((pm_status)ask(GRANDCHILD, do_borrow, PORT, DATABASE).status, PM_HELD);
+        assert_status(borrowed_by(GRANDCHILD), PM_OK);
+        assert_status(claimed_by(CHILD), PM_HELD); /* its own */
+    }
+    ask(GRANDCHILD, do_release, PORT, 0);
+    assert_refused(STRANGER);
+    go(CHILD);
+    assert_status(claimed_by(GRANDCHILD), PM_OK);
+    assert_refused(STRANGER);
+}
+
+static void test_who_lent_on_holds_the_port_still(void **state)
+{
+    scene_in_each_way(remain_in_the_middle, state);
+}
+
+/* The owner lives, its heir too, and the heir's heir is gone: no other child is lent the port. */
+static void stay_beside_the_owner(void)
+{
+    start_family();
+    assert_status(borrowed_by(CHILD), PM_OK);
+    assert_status(borrowed_by(GRANDCHILD), PM_OK);
+    go(GRANDCHILD);
+    assert_refused(OTHER_CHILD);
+    assert_refused(STRANGER);
+    go(CHILD);
+    assert_status(borrowed_by(OTHER_CHILD), PM_OK);
+    assert_refused(STRANGER);
+}
+
+static void test_who_lent_on_is_the_heir_again(void **state)
+{
+    scene_in_each_way(stay_beside_the_owner, state);
+}
+
+/* There is room for so many generations; the next one gets a port of its own. */
+static void descend(void)
+{
+    enum { LAST_HEIR = OWNER + PM_HEIRS_MAX };
+
+    start(STRANGER);
+    start(OWNER);
+    assert_status(claimed_by(OWNER), PM_OK);
+    for (unsigned i = OWNER + 1; i <= LAST_HEIR + 1; i++) {
+        spawn(i - 1, i);
+        assert_status(borrowed_by(i), i <= LAST_HEIR ? PM_OK : PM_HELD);
+    }
+    for (unsigned i = OWNER; i <= LAST_HEIR; i++) {
+        assert_refused(STRANGER);
+        kill_actor(i);
+    }
+    assert_status(claimed_by(LAST_HEIR + 1), PM_OK);
+}
+
+static void test_so_many_generations_share_a_port(void **state)
+{
+    (void)state;
+    scene(descend);
 }
 
 static void skip_a_generation(void)
@@ -316,7 +414,7 @@ static void test_the_heir_of_a_dead_owner_lends_on(void **state)
 }
 
 /* The heir holds on when its own heir is gone, and lends the port again. */
-static void move_up(void)
+static void hold_on(void)
 {
     start_family();
     assert_status(borrowed_by(CHILD), PM_OK);
@@ -345,10 +443,10 @@ static void move_up(void)
     assert_status(claimed_by(STRANGER), PM_OK);
 }
 
-static void test_the_heir_moves_up_into_its_dead_owners_place(void **state)
+static void test_the_heir_of_a_dead_owner_holds_on(void **state)
 {
     (void)state;
-    scene(move_up);
+    scene(hold_on);
 }
 
 static actor_action give_back_by;
@@ -411,12 +509,9 @@ static void change_name(void)
     assert_status((pm_status)ask(CHILD, do_borrow, PORT, DATABASE).status, PM_HELD);
     assert_status(borrowed_by(CHILD), PM_OK);
 
-    /* A process is lent a port under one name in its life. */
-    assert_status((pm_status)ask(OTHER_CHILD, do_borrow, PORT, WEB).status, PM_HELD);
     ask(CHILD, do_release, PORT, 0);
-    assert_status((pm_status)ask(OTHER_CHILD, do_borrow, PORT, WEB).status, PM_HELD);
-    assert_status(borrowed_by(GRANDCHILD), PM_OK);
-    ask(GRANDCHILD, do_release, PORT, 0);
+    assert_status(borrowed_by(OTHER_CHILD), PM_OK); /* it had it under the other name */
+    ask(OTHER_CHILD, do_release, PORT, 0);
     ask(OWNER, do_release, PORT, 0);
     assert_status(status_of(OWNER, do_claim), PM_OK); /* for no name */
     assert_status(borrowed_by(CHILD), PM_HELD);
@@ -576,12 +671,16 @@ static void come_back_as_heir_first(void)
     come_back(CHILD, OWNER);
 }
 
-/* Whose place was taken believes to be the heir still; it may come back before who took it. */
+/* Whoever shares the port may be the first to notice that the ledger is gone. */
 static void come_back_in_three_generations(void)
 {
     static const unsigned orders[][3] = {
-        {OWNER, CHILD,      GRANDCHILD},
-        {CHILD, GRANDCHILD, OWNER     },
+        {OWNER,      CHILD,      GRANDCHILD},
+        {OWNER,      GRANDCHILD, CHILD     },
+        {CHILD,      OWNER,      GRANDCHILD},
+        {CHILD,      GRANDCHILD, OWNER     },
+        {GRANDCHILD, OWNER,      CHILD     },
+        {GRANDCHILD, CHILD,      OWNER     },
     };
 
     for (size_t i = 0; i < sizeof orders / sizeof *orders; i++) {
@@ -596,11 +695,13 @@ static void come_back_in_three_generations(void)
         for (size_t k = 0; k < 3; k++) {
             assert_says(orders[i][k], "");
         }
+        assert_refused(OTHER_CHILD);
         kill_actor(OWNER);
         assert_refused(STRANGER);
-        kill_actor(CHILD);
-        assert_refused(STRANGER); /* the grandchild serves */
-        kill_actor(GRANDCHILD);
+        kill_actor(i % 2 ? CHILD : GRANDCHILD);
+        assert_refused(STRANGER);
+        assert_refused(OTHER_CHILD);
+        kill_actor(i % 2 ? GRANDCHILD : CHILD);
         assert_status(claimed_by(STRANGER), PM_OK);
         kill_actor(STRANGER);
         kill_actor(OTHER_CHILD);
@@ -611,6 +712,68 @@ static void test_three_generations_come_back(void **state)
 {
     (void)state;
     scene(come_back_in_three_generations);
+}
+
+/* Without their owner heirs lend on in the new ledger; and a stranger's past there is none of
+ * theirs. */
+static void come_back_without_owner(void)
+{
+    start_family();
+    assert_status(borrowed_by(CHILD), PM_OK);
+    assert_status(borrowed_by(GRANDCHILD), PM_OK);
+    kill_actor(OWNER);
+    assert_int_equal(unlink(path), 0);
+    assert_status((pm_status)ask(STRANGER, do_claim, PORT, DATABASE).status, PM_OK);
+    ask(STRANGER, do_release, PORT, 0);
+    assert_status(status_of(CHILD, do_look), PM_HELD);
+    assert_refused(STRANGER);
+    assert_status(status_of(GRANDCHILD, do_look), PM_HELD);
+    assert_listed(STRANGER, GRANDCHILD);
+    kill_actor(GRANDCHILD);
+    assert_listed(STRANGER, CHILD);
+    spawn(CHILD, GRANDCHILD);
+    assert_status((pm_status)ask(GRANDCHILD, do_borrow, PORT, DATABASE).status, PM_HELD);
+    assert_status(borrowed_by(GRANDCHILD), PM_OK);
+    assert_refused(STRANGER);
+    assert_says(CHILD, "");
+}
+
+static void test_heirs_come_back_without_their_owner(void **state)
+{
+    (void)state;
+    scene(come_back_without_owner);
+}
+
+/* A stranger was quicker, and has lent it to a child of its. */
+static void come_back_too_late(void)
+{
+    for (unsigned i = 0; i < 2; i++) {
+        unsigned back = i ? CHILD : OWNER;
+        start_family();
+        spawn(STRANGER, OTHER_STRANGER);
+        assert_status(borrowed_by(CHILD), PM_OK);
+        assert_int_equal(unlink(path), 0);
+        assert_status(claimed_by(STRANGER), PM_OK);
+        assert_status(borrowed_by(OTHER_STRANGER), PM_OK);
+        kill_actor(STRANGER);
+        assert_status(status_of(back, do_look), PM_HELD); /* it believes so */
+        assert_says(back, "1 port of this process went to others");
+        assert_listed(GRANDCHILD, OTHER_STRANGER);
+        kill_actor(OTHER_STRANGER);
+        kill_actor(back);
+        assert_status(claimed_by(GRANDCHILD), PM_OK);
+        for (unsigned number = OWNER; number <= OTHER_CHILD; number++) {
+            if (number != back) {
+                kill_actor(number);
+            }
+        }
+    }
+}
+
+static void test_a_family_that_comes_back_too_late(void **state)
+{
+    (void)state;
+    scene(come_back_too_late);
 }
 
 static void test_both_halves_come_back_in_either_order(void **state)
@@ -709,12 +872,15 @@ int main(void)
         TEST_WITH_FOLDER(test_the_first_port_of_a_range_is_lent),
         TEST_WITH_FOLDER(test_an_ancestor_may_take_part_later),
         TEST_WITH_FOLDER(test_a_descendant_takes_the_heirs_place),
+        TEST_WITH_FOLDER(test_who_lent_on_holds_the_port_still),
+        TEST_WITH_FOLDER(test_who_lent_on_is_the_heir_again),
+        TEST_WITH_FOLDER(test_so_many_generations_share_a_port),
         TEST_WITH_FOLDER(test_a_grandchild_is_lent_its_ancestors_port),
         TEST_WITH_FOLDER(test_an_heir_that_died_or_gave_back_is_replaced),
         TEST_WITH_FOLDER(test_the_port_is_free_when_owner_and_heir_are_dead),
         TEST_WITH_FOLDER(test_a_dead_owner_lends_nothing),
         TEST_WITH_FOLDER(test_the_heir_of_a_dead_owner_lends_on),
-        TEST_WITH_FOLDER(test_the_heir_moves_up_into_its_dead_owners_place),
+        TEST_WITH_FOLDER(test_the_heir_of_a_dead_owner_holds_on),
         TEST_WITH_FOLDER(test_the_owners_release_leaves_the_heir_its_port),
         TEST_WITH_FOLDER(test_the_heirs_release_leaves_the_owner_its_port),
         TEST_WITH_FOLDER(test_only_the_name_of_now_counts),
@@ -722,6 +888,8 @@ int main(void)
         TEST_WITH_FOLDER(test_a_dead_owners_tag_says_nothing),
         TEST_WITH_FOLDER(test_each_name_has_its_own_tag),
         TEST_WITH_FOLDER(test_three_generations_come_back),
+        TEST_WITH_FOLDER(test_heirs_come_back_without_their_owner),
+        TEST_WITH_FOLDER(test_a_family_that_comes_back_too_late),
         TEST_WITH_FOLDER(test_both_halves_come_back_in_either_order),
         TEST_WITH_FOLDER(test_owner_and_heir_never_hold_for_two_names),
     };

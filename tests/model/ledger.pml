@@ -5,7 +5,11 @@
  *
  * A port's word is its owner half and its heir half; a half is a slot and that slot's generation, 0
  * is nobody. A half lives while the slot's byte is locked and the slot's generation is the half's.
- * Death is final and no half comes twice: everything here rests on that.
+ * Death is final and no half comes twice: everything here rests on that. An owner that gave its port
+ * back stays in the word as one who LEFT, for the tag is read by its half.
+ *
+ * Whoever was lent the port is in a cell beside the word, until it gives the port back; for a
+ * descendant may take its place in the word.
  *
  * The Makefile gives the sizes: who there is, whose child, with which pid, and what each may do.
  *
@@ -60,7 +64,7 @@ inline take_slot()
 inline done_if_alive(which)
 {
     if
-    :: (which) == 0 || generation[SLOT(which)] != GENERATION(which)
+    :: (which) == 0 || (which) >= LEFT || generation[SLOT(which)] != GENERATION(which)
     :: else ->
         if
         :: lock[SLOT(which)] == 0
@@ -71,10 +75,10 @@ inline done_if_alive(which)
 
 #define WITHOUT_US(word) \
     (BROKEN == RELEASE_WHOLE_WORD -> 0 : \
-     (OWNER_OF(word) == half -> WORD(0, HEIR_OF(word)) : WORD(OWNER_OF(word), 0)))
+     (OWNER_OF(word) == half -> WORD(half + LEFT, HEIR_OF(word)) : WORD(OWNER_OF(word), 0)))
 
 /* Only our own half: the other one is somebody's right. */
-inline take_away_own_half(p)
+inline leave_word(p)
 {
     do
     :: atomic {
@@ -88,8 +92,41 @@ inline take_away_own_half(p)
     od
 }
 
-/* The word, then the tag. A tag that we left under another name goes first: until ours is written a
- * lender would take the old name for this claim's. */
+inline leave_cell(p)
+{
+    c = 0;
+    do
+    :: c == CELLS -> break
+    :: d_step { c < CELLS ->
+            cell[IN(p, c)] = (cell[IN(p, c)] == half -> 0 : cell[IN(p, c)]);
+            c++
+        }
+    od
+}
+
+/* Is anybody but us lent the port? A cell a step, or two. */
+inline look_at_cells(p)
+{
+    c = 0;
+    do
+    :: c == CELLS -> break
+    :: d_step { c < CELLS ->
+            q = cell[IN(p, c)];
+            q = (q == half || q != 0 && generation[SLOT(q)] != GENERATION(q) -> 0 : q);
+            c++
+        };
+        if
+        :: q == 0
+        :: d_step { q != 0 && lock[SLOT(q)] == 0 -> q = 0 }
+        :: q != 0 && lock[SLOT(q)] != 0 -> break
+        fi
+    od
+}
+
+/* The word, then the cells, then the tag. Nobody else gets into a cell once the word is ours. What
+ * was in the word comes back if a cell's holder lives, for that one lends by it. A tag that we left
+ * under another name goes first: until ours is written a lender would take the old name for this
+ * claim's. */
 inline pm_ledger_claim(p, n)
 {
     w = word[p];
@@ -98,10 +135,16 @@ inline pm_ledger_claim(p, n)
     :: BROKEN == OWNER_DEAD_SUFFICES
     :: else -> done_if_alive(HEIR_OF(w))
     fi;
+#if BROKEN == CELLS_NOT_REREAD
+    look_at_cells(p);
+    if
+    :: q != 0 -> goto done
+    :: else
+    fi;
+#endif
     d_step {
         if
-        :: TAG_HALF(tag[p]) == half && tag[p] != TAG(n, half) &&
-           BROKEN != OLD_TAG_LEFT && BROKEN != RELEASE_CLEARS_TAG -> tag[p] = 0
+        :: TAG_HALF(tag[p]) == half && tag[p] != TAG(n, half) && BROKEN != OLD_TAG_LEFT -> tag[p] = 0
         :: else
         fi
     };
@@ -112,27 +155,39 @@ inline pm_ledger_claim(p, n)
         :: BROKEN == TWO_WORDS && word[p] != w && OWNER_OF(word[p]) == OWNER_OF(w) ->
             word[p] = WORD(half, HEIR_OF(word[p]))
         :: else -> goto done
-        fi;
-        d_step {
-            check_claimed(p);
-            hold[AT(me, p)] = OWNER;
-            held_as[AT(me, p)] = n;
-            REACHED(TAKEOVER, OWNER_OF(w) != 0 && HEIR_OF(w) != 0)
-        }
+        fi
+    };
+#if BROKEN != CELLS_NOT_REREAD && BROKEN != CELLS_IGNORED
+    look_at_cells(p);
+    if
+    :: q != 0 ->
+        atomic {
+            REACHED(CLAIM_GIVEN_UP, true);
+            word[p] = (word[p] == WORD(half, 0) -> w : word[p])
+        };
+        leave_word(p);
+        goto done
+    :: else
+    fi;
+#endif
+    d_step {
+        check_claimed(p, n);
+        hold[AT(me, p)] = OWNER;
+        held_as[AT(me, p)] = n;
+        REACHED(TAKEOVER, OWNER_OF(w) != 0 && OWNER_OF(w) < LEFT && HEIR_OF(w) != 0)
     };
     tag[p] = TAG(n, half)
 }
 
-/* The tag stays. Cleared here it would make a descendant of the heir withdraw that has just taken
- * the heir's place: the heir would have lost the port, and nobody would hold it. */
+/* The tag stays: heirs lend by it. */
 inline pm_ledger_release(p)
 {
     d_step {
-        tag[p] = (BROKEN == RELEASE_CLEARS_TAG && hold[AT(me, p)] == OWNER -> 0 : tag[p]);
         hold[AT(me, p)] = NOT;
         held_as[AT(me, p)] = 0
     };
-    take_away_own_half(p)
+    leave_word(p);
+    leave_cell(p)
 }
 
 #include "lending.pml"
@@ -140,9 +195,9 @@ inline pm_ledger_release(p)
 active [PERSONS] proctype person()
 {
     short w;
-    byte half, p, n, s, g, k, q, at, over;
-    byte chain[DEPTH], link[SLOTS + 1], theirs[SLOTS + 1], lent_as[PORTS];
-    bool met[DEPTH], up;
+    byte half, p, n, s, g, k, q, c, at;
+    byte chain[DEPTH], link[SLOTS + 1], theirs[SLOTS + 1];
+    bool met[DEPTH], any;
 
 end_unborn:
     d_step { /* a child of a living parent, with a pid that nobody has */
@@ -192,9 +247,7 @@ done:
             image_ends[me] ? _;
             d_step {
                 forget_call();
-                half = 0;
-                for (i : 0 .. PORTS - 1) { lent_as[i] = 0 }
-                i = 0
+                half = 0
             }
             if
             :: life[me] == ALIVE -> goto image /* exec */

@@ -123,77 +123,120 @@ inline find_ancestors()
 #endif
 }
 
-#define IS_THEIRS(half) ((half) != 0 && theirs[SLOT(half)] == GENERATION(half))
-#define RENAMED(p, n) (lent_as[p] != 0 && lent_as[p] != n && BROKEN != HEIR_RENAMED)
+#define IS_THEIRS(half) ((half) != 0 && (half) < LEFT && theirs[SLOT(half)] == GENERATION(half))
 
-/* The word of a living ancestor, claimed under our name, that has no living heir, or one who is an
- * ancestor of ours. The tag is read again when we are in the word: from then on its owner cannot
- * claim it anew. If we are in the word no more, a descendant of ours has taken the place already.
- * A process is lent a port under one name only: else the word with its half may be another claim's
- * than the one whose tag its descendant has read, and would look the same. */
+/* Goes on unless a living half is none of our ancestors'; notes whether one is. What is dead, in a
+ * cell, may be of an earlier claim than the word. */
+inline done_if_stranger(which)
+{
+    if
+    :: (which) == 0 || (which) >= LEFT || generation[SLOT(which)] != GENERATION(which)
+    :: else ->
+        if
+        :: lock[SLOT(which)] == 0
+        :: lock[SLOT(which)] != 0 && IS_THEIRS(which) -> any = true
+        :: lock[SLOT(which)] != 0 && !IS_THEIRS(which) -> goto done
+        fi
+    fi
+}
+
+/* Of the cells too.. */
+inline done_if_strangers(p)
+{
+    c = 0;
+    do
+    :: c == CELLS -> break
+    :: else ->
+        q = cell[IN(p, c)];
+        done_if_stranger(q);
+        c++
+    od
+}
+
+inline done_if_not_in_cell(p, which)
+{
+    d_step {
+        q = 0;
+        for (i : 0 .. CELLS - 1) { q = (cell[IN(p, i)] == which -> 1 : q) }
+        i = 0
+    }
+    if
+    :: q == 0 && BROKEN != HEIR_NOT_IN_CELL -> goto done
+    :: else
+    fi
+}
+
+/* The first that is free, or a dead one's. Nobody else puts itself into one meanwhile. */
+inline enter_cell(p)
+{
+    c = 0;
+    do
+    :: c == CELLS -> break
+    :: c < CELLS && !LIVES(cell[IN(p, c)]) -> cell[IN(p, c)] = half; break
+    :: c < CELLS && LIVES(cell[IN(p, c)]) -> c++
+    od
+}
+
+/* A word that was claimed under our name, when all who hold the port are ancestors of ours. An heir
+ * that is not in its cell yet has not done lending. The tag is read again when we are in the word:
+ * from then on its owner cannot claim it anew; and so are the cells: from then on nobody else gets
+ * into one, before we are in ours. */
 inline pm_ledger_lend(p, n)
 {
     find_ancestors();
     w = word[p];
     if
-    :: OWNER_OF(w) == 0 || RENAMED(p, n) || tag[p] != TAG(n, OWNER_OF(w)) -> goto done
+    :: OWNER_OF(w) == 0 || tag[p] != TAG(n, OWNER_HALF(w)) -> goto done
     :: else
     fi;
+    done_if_stranger(OWNER_OF(w));
+    done_if_stranger(HEIR_OF(w));
     if
-    :: IS_THEIRS(HEIR_OF(w))
-    :: else ->
-        done_if_alive(HEIR_OF(w));
-        if
-        :: IS_THEIRS(OWNER_OF(w))
-        :: else -> goto done
-        fi
+    :: IS_THEIRS(HEIR_OF(w)) -> done_if_not_in_cell(p, HEIR_OF(w))
+    :: else
     fi;
-    /* Where the owner is gone, the heir moves up into its place: it goes on when we are gone. Dead is
-     * dead, so that this look may be older than the swap. */
+    done_if_strangers(p);
     if
-    :: IS_THEIRS(HEIR_OF(w)) && !LIVES(OWNER_OF(w)) -> up = true
+    :: !any -> goto done
     :: else
     fi;
     atomic {
         if
-        :: word[p] == w && up ->
-            word[p] = WORD(HEIR_OF(w), half);
-            lent_as[p] = n;
-            d_step { move_up(p) }
-        :: word[p] == w && !up ||
-           BROKEN == TWO_WORDS && !up && HEIR_OF(word[p]) == HEIR_OF(w) ->
-            word[p] = WORD(OWNER_OF(word[p]), half);
-            lent_as[p] = n;
-            d_step { supersede(p) }
+        :: word[p] == w || BROKEN == TWO_WORDS && HEIR_OF(word[p]) == HEIR_OF(w) ->
+            word[p] = WORD(OWNER_OF(word[p]), half)
         :: else -> goto done
         fi
     };
     if
-    :: up -> /* the old tag was the dead owner's */
-        w = WORD(HEIR_OF(w), 0);
-        tag[p] = TAG(n, OWNER_OF(w))
+    :: tag[p] != TAG(n, OWNER_HALF(w)) && BROKEN != TAG_NOT_REREAD ->
+        REACHED(WITHDRAWAL, true);
+        goto withdraw
     :: else
     fi;
-    if
-    :: tag[p] == TAG(n, OWNER_OF(w)) || BROKEN == TAG_NOT_REREAD ->
-        d_step {
-            if
-            :: HEIR_OF(word[p]) == half || BROKEN == PLACE_NOT_REREAD ->
-                check_lent(p, n);
-                hold[AT(me, p)] = HEIR;
-                held_as[AT(me, p)] = n;
-                REACHED(LENDING, LIVES(OWNER_OF(word[p])));
-                REACHED(HANDING_DOWN, over != 0);
-                REACHED(DEAD_HEIR_REPLACED, HEIR_OF(w) != 0 && over == 0)
-            :: else -> REACHED(PLACE_TAKEN, true)
-            fi
-        }
+#if BROKEN != CELLS_NOT_REREAD
+    c = 0;
+    do
+    :: c == CELLS -> break
     :: else ->
-        d_step {
-            REACHED(WITHDRAWAL, true);
-            over = (HEIR_OF(word[p]) == half -> over : 0) /* else another one has superseded us */
-        };
-        take_away_own_half(p);
-        check_withdrawn(p)
-    fi
+        q = cell[IN(p, c)];
+        if
+        :: LIVES(q) && !IS_THEIRS(q) -> goto withdraw
+        :: else
+        fi;
+        c++
+    od;
+#endif
+    enter_cell(p);
+    if
+    :: c == CELLS -> goto withdraw /* too many generations hold it */
+    :: else
+    fi;
+    d_step {
+        check_lent(p, n);
+        hold[AT(me, p)] = HEIR;
+        held_as[AT(me, p)] = n
+    };
+    goto done;
+withdraw:
+    leave_word(p)
 }

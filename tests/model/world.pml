@@ -12,12 +12,12 @@
 #define TWO_WORDS            8 /* owner and heir are swapped apart */
 #define OWNER_DEAD_SUFFICES  9 /* a claim does not look at the heir */
 #define RELEASE_WHOLE_WORD   10 /* a release takes the other half too */
-#define RELEASE_CLEARS_TAG   11 /* before it takes its half away */
+#define CELLS_IGNORED        11 /* by a claim */
 #define OLD_TAG_LEFT         12 /* a claim does not clear its own tag of another name */
 #define TAG_WITHOUT_OWNER    13 /* the tag tells the name only */
 #define TAG_NOT_REREAD       14 /* once the heir is in the word */
-#define PLACE_NOT_REREAD     15 /* whether the heir still is in the word */
-#define HEIR_RENAMED         16 /* a process may be lent a port under one name, then another */
+#define CELLS_NOT_REREAD     15 /* once one's half is in the word */
+#define HEIR_NOT_IN_CELL     16 /* its place is taken all the same */
 #ifndef BROKEN
 #define BROKEN 0
 #endif
@@ -30,10 +30,11 @@
 #define HEIR_ALONE         4 /* the owner is gone, the heir still keeps the port */
 #define DEAD_HEIR_REPLACED 5
 #define HANDING_DOWN       6 /* a descendant in a living heir's place */
-#define WITHDRAWAL         7
-#define PLACE_TAKEN        8 /* by a descendant, before the heir had read the tag again */
-#define MOVING_UP          10 /* an heir, into its dead owner's place */
+#define WITHDRAWAL         7 /* of an heir, for its owner has claimed the port anew */
+#define CLAIM_GIVEN_UP     8 /* for somebody in a cell */
 #define STRANGER_IN_CHAIN  9 /* a pid of the chain has changed hands between the walks */
+#define CELL_ALONE         10 /* who lent on is what remains of three generations */
+#define LENDING_AGAIN      11 /* by one who is in a cell alone */
 #ifndef REACH
 #define REACH 0
 #endif
@@ -47,6 +48,9 @@
 #endif
 #ifndef DEATHS
 #define DEATHS PERSONS /* how many may die */
+#endif
+#ifndef CELLS
+#define CELLS 2
 #endif
 #ifndef EXECS
 #define EXECS 0 /* how often somebody may exec */
@@ -83,6 +87,7 @@ byte execs = EXECS;
 /* The mapped file. */
 short word[PORTS];
 byte tag[PORTS];
+byte cell[PORTS * CELLS];
 byte generation[SLOTS + 1]; /* slots count from 1 */
 byte stamp[SLOTS + 1];      /* pid and start time of the holder: its person + 1, 0 for nobody */
 byte lock[SLOTS + 1];       /* kept by the kernel: person + 1 */
@@ -93,19 +98,21 @@ byte lock[SLOTS + 1];       /* kept by the kernel: person + 1 */
 #define WORD(owner, heir)      ((owner) * 32 + (heir))
 #define OWNER_OF(word)         ((word) / 32)
 #define HEIR_OF(word)          ((word) % 32)
+#define LEFT                   32 /* beside an owner's half: it gave the port back */
+#define OWNER_HALF(word)       (OWNER_OF(word) % LEFT)
+#define IN(port, number)       ((port) * CELLS + (number))
 #define TAG(name, half)        ((name) * 32 + (BROKEN == TAG_WITHOUT_OWNER -> 0 : (half)))
 #define TAG_HALF(tag)          ((tag) % 32)
 #define LIVES(half) \
-    ((half) != 0 && generation[SLOT(half)] == GENERATION(half) && lock[SLOT(half)] != 0)
+    ((half) != 0 && (half) < LEFT && generation[SLOT(half)] == GENERATION(half) && lock[SLOT(half)] != 0)
 #define HOLDER(half) (lock[SLOT(half)] - 1) /* of a half that lives */
 
 /* What really is: no step of the protocol reads it. */
 #define NOT        0
 #define OWNER      1
 #define HEIR       2
-#define SUPERSEDED 3 /* an heir whose descendant took its place: it may go on, it keeps nobody out */
 #define AT(person, port) ((person) * PORTS + (port))
-byte taken_by[32]; /* who has, or had, a half: person + 1 */
+byte taken_by[LEFT]; /* who has, or had, a half: person + 1 */
 byte hold[PERSONS * PORTS];
 byte held_as[PERSONS * PORTS]; /* the name */
 bool busy[PERSONS];            /* within a call */
@@ -118,63 +125,37 @@ inline we_have_slot()
     taken_by[half] = me + 1
 }
 
-/* Nobody else holds the port that we just claimed. */
-inline check_claimed(p)
+/* Nobody else holds the port that we just claimed, but those whom we lent it to meanwhile. */
+inline check_claimed(p, n)
 {
     for (i : 0 .. PERSONS - 1) {
-        assert(i == me || hold[AT(i, p)] == NOT || hold[AT(i, p)] == SUPERSEDED)
+        assert(i == me || hold[AT(i, p)] == NOT ||
+               hold[AT(i, p)] == HEIR && DESCENDS(i, me) && held_as[AT(i, p)] == n)
     }
     i = 0
 }
 
-/* Beside us, an heir, there is no other heir, and no owner but an ancestor who claimed under this
- * name. Whom we superseded held it under this name too. Not even a dead stranger has lent to us. */
+/* Beside us, an heir, only ancestors hold the port, and under this name, or those whom we lent it to
+ * meanwhile. Not even a dead stranger has lent to us. */
 inline check_lent(p, n)
 {
-    assert(DESCENDS(me, taken_by[OWNER_OF(w)] - 1));
+    assert(DESCENDS(me, taken_by[OWNER_HALF(w)] - 1));
+    REACHED(LENDING, LIVES(OWNER_OF(w)));
+    REACHED(HANDING_DOWN, LIVES(HEIR_OF(w)));
+    REACHED(DEAD_HEIR_REPLACED, HEIR_OF(w) != 0 && !LIVES(HEIR_OF(w)));
     for (i : 0 .. PERSONS - 1) {
-        assert(i == me || hold[AT(i, p)] != HEIR);
-        assert(i == me || hold[AT(i, p)] != OWNER || DESCENDS(me, i) && held_as[AT(i, p)] == n)
-    }
-    i = 0;
-    assert(over == 0 || hold[AT(over - 1, p)] != SUPERSEDED || held_as[AT(over - 1, p)] == n)
-}
-
-/* We are in the word in the place of an heir who is an ancestor of ours. */
-inline supersede(p)
-{
-    for (i : 0 .. PERSONS - 1) {
-        if
-        :: hold[AT(i, p)] == HEIR && DESCENDS(me, i) ->
-            hold[AT(i, p)] = SUPERSEDED;
-            over = i + 1
-        :: else
-        fi
+        assert(i == me || hold[AT(i, p)] == NOT ||
+               (DESCENDS(me, i) || hold[AT(i, p)] == HEIR && DESCENDS(i, me)) &&
+               held_as[AT(i, p)] == n);
+        REACHED(LENDING_AGAIN, i != me && hold[AT(i, p)] == HEIR && DESCENDS(me, i) &&
+                               !LIVES(OWNER_OF(w)) && !LIVES(HEIR_OF(w)))
     }
     i = 0
 }
 
-/* We are in the word behind an heir who has the dead owner's place now. */
-inline move_up(p)
-{
-    REACHED(MOVING_UP, true);
-    for (i : 0 .. PERSONS - 1) {
-        if
-        :: hold[AT(i, p)] == HEIR && taken_by[HEIR_OF(w)] == i + 1 -> hold[AT(i, p)] = OWNER
-        :: else
-        fi
-    }
-    i = 0
-}
-
-/* We do not stay in the word, and must not have pushed anybody out. */
-inline check_withdrawn(p)
-{
-    assert(over == 0 || hold[AT(over - 1, p)] != SUPERSEDED)
-}
-
-/* While nobody is within a call: who is in a word and lives, holds that port. So a port that no
- * living process holds is there for the next claim, and nothing stays taken that was given back. */
+/* While nobody is within a call: who is in a word or a cell and lives, holds that port. So a port
+ * that no living process holds is there for the next claim, and nothing stays taken that was given
+ * back. */
 inline check_when_quiet()
 {
     j = 0;
@@ -186,6 +167,11 @@ inline check_when_quiet()
                    hold[AT(HOLDER(OWNER_OF(word[i])), i)] == OWNER);
             assert(!LIVES(HEIR_OF(word[i])) || hold[AT(HOLDER(HEIR_OF(word[i])), i)] == HEIR);
             REACHED(HEIR_ALONE, !LIVES(OWNER_OF(word[i])) && LIVES(HEIR_OF(word[i])))
+        }
+        for (i : 0 .. PORTS * CELLS - 1) {
+            assert(!LIVES(cell[i]) || hold[AT(HOLDER(cell[i]), i / CELLS)] == HEIR);
+            REACHED(CELL_ALONE, LIVES(cell[i]) && !LIVES(OWNER_OF(word[i / CELLS])) &&
+                                HEIR_OF(word[i / CELLS]) != 0 && !LIVES(HEIR_OF(word[i / CELLS])))
         }
     :: else
     fi;
@@ -208,7 +194,7 @@ inline let_go(who)
 /* A call's variables, emptied: they must not tell states apart that are the same. */
 inline forget_call()
 {
-    p = 0; n = 0; w = 0; s = 0; g = 0; k = 0; q = 0; at = 0; over = 0; up = false;
+    p = 0; n = 0; w = 0; s = 0; g = 0; k = 0; q = 0; c = 0; at = 0; any = false;
     for (i : 0 .. DEPTH - 1) { chain[i] = 0; met[i] = false }
     for (i : 1 .. SLOTS) { link[i] = 0; theirs[i] = 0 }
     i = 0
