@@ -62,11 +62,25 @@ REMEDIES = {
         "if (false) {",
         "test_ledger_processes",
     ),
-    "own-half": Remedy(
-        "the owner's release takes the port from its heir",
+    "heirs": Remedy(
+        "whoever lent on loses the port when its heir is gone",
         "ledger.c",
-        "rest = pm_word_of(owner == state->half ? 0 : owner, heir == state->half ? 0 : heir);",
-        "rest = 0 * (owner + heir);",
+        "return pm_ledger_is_other(state, heir) ? heir : find_other_heir(state, entry);",
+        "return pm_ledger_is_other(state, heir) ? heir : 0 * find_other_heir(state, entry);",
+        "test_ledger_lend",
+    ),
+    "heirs-are-kin": Remedy(
+        "a port is lent beside somebody who lent on to another child",
+        "ledger_lend.c",
+        "if (!pm_ledger_is_ancestor(state, halves[i])) {\n                return false;",
+        "if (!pm_ledger_is_ancestor(state, halves[i])) {\n                continue;",
+        "test_ledger_lend",
+    ),
+    "owner-left": Remedy(
+        "an heir cannot lend on when its owner gave the port back",
+        "ledger.c",
+        "owner == state->half ? owner | PM_LEFT : owner",
+        "owner == state->half ? 0 : owner",
         "test_ledger_lend",
     ),
     "tag-of-owner": Remedy(

@@ -62,6 +62,7 @@ static void kill_parent(void)
     assert_status(status_of(0, do_claim), PM_OK);
     spawn(0, 2); /* does not ask the ledger for anything */
     spawn(0, 3);
+    ask(2, do_name_yourself, 0, 0); /* it runs: until then its copy of the descriptor is open */
     assert_status(status_of(3, do_claim), PM_HELD);
     assert_status(status_at(3, do_claim, PORT + 1), PM_OK);
     assert_status(status_of(1, do_claim), PM_HELD); /* their copies gone, it holds */

@@ -4,23 +4,16 @@
  *
  * The oracle is memory that all share: who holds a port says so behind the claim, and takes it
  * back before the release. TORTURE_SECONDS makes the run longer. */
-#include "support.h"
+#include "oracle.h"
 
 #include <pthread.h>
-#include <signal.h>
-#include <stdatomic.h>
 #include <sys/mman.h>
-#include <time.h>
 
 #include "core/ledger.h"
 #include "core/ledger_file.h"
 
 enum { WORKERS = 12, THREADS = 3, PORTS = 24, FIRST = 40000, FEW_SLOTS = 31 };
 enum { LEAST_KILLS = 30, LEAST_CLAIMS = 1000 };
-enum { PF_EXITING = 4 };
-
-/* A process, and when it started: pids are used again. 0: nobody. */
-typedef uint64_t person;
 
 typedef struct {
     _Atomic(person) holders[PORTS];
@@ -30,49 +23,7 @@ typedef struct {
 static oracle *seen; /* MAP_SHARED */
 static atomic_bool threads_end;
 
-static person person_of(uint32_t pid, bool *alive)
-{
-    char path[32], text[512];
-    unsigned long flags = 0;
-    unsigned long long started = 0;
-    char state = 0;
-
-    *alive = false;
-    snprintf(path, sizeof path, "/proc/%u/stat", pid);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t got = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
-    if (fd >= 0) {
-        close(fd);
-    }
-    if (got <= 0) {
-        return 0;
-    }
-    text[got] = '\0';
-    const char *at = strrchr(text, ')');
-    if (!at || sscanf(at + 1,
-                      " %c %*d %*d %*d %*d %*d %lu %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d "
-                      "%*d %llu",
-                      &state, &flags, &started) != 3) {
-        return 0;
-    }
-    /* A dying process's locks go before it shows as a zombie. */
-    *alive = state != 'Z' && state != 'X' && !(flags & PF_EXITING);
-    return (person)pid << 32 | (uint32_t)started;
-}
-
-static bool is_alive(person who)
-{
-    bool alive;
-    return person_of((uint32_t)(who >> 32), &alive) == who && alive;
-}
-
 /* ---- a worker ------------------------------------------------------------------------------- */
-
-static uint32_t noise_of(uint32_t *noise)
-{
-    *noise = *noise * 1664525 + 1013904223;
-    return *noise >> 8;
-}
 
 static void claim_once(pm_holder me, person myself, uint32_t *noise)
 {
@@ -167,13 +118,6 @@ static pid_t start_worker(uint32_t seed)
         _exit(0);
     }
     return pid;
-}
-
-static double now(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
 }
 
 static void torture(uint32_t slots)
