@@ -425,9 +425,11 @@ pm_status pm_ledger_check(void)
     return status;
 }
 
+/* A moment after the check, most often in the same call of ours, the answer is the check's. */
 bool pm_ledger_is_whole(pm_ledger_state *state)
 {
     return state->mode == PM_SHARED &&
-           (has_size(state) || (ready_asking_fd(&state->map) >= 0 && has_size(state)) ||
+           (pm_clock_ns(CLOCK_MONOTONIC) - state->verified_at < VERIFIED_NS || has_size(state) ||
+            (ready_asking_fd(&state->map) >= 0 && has_size(state)) ||
             pm_ledger_file_is_whole_by_name(&state->map));
 }
