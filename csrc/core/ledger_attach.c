@@ -150,14 +150,14 @@ bool pm_ledger_notice(pm_trouble *notice)
 
 /* ---- who lives ----------------------------------------------------------------------------- */
 
-/* A descriptor of the mapped file; -1 if there is none to be had. */
-static int ready_asking_fd(const pm_ledger_map *map)
+/* Sees to it that there is a descriptor of the mapped file; as pm_ledger_file_reopen. */
+static pm_status ready_asking_fd(const pm_ledger_map *map)
 {
     if (pm_ledger_file_state(map, asking_fd, NULL) == PM_FILE_OTHER_FD) {
         /* Not ours to close: by now the number is somebody else's. */
-        pm_ledger_file_reopen(map, &asking_fd);
+        return pm_ledger_file_reopen(map, &asking_fd);
     }
-    return asking_fd;
+    return PM_OK;
 }
 
 static bool slot_is_locked(pm_ledger_state *state, uint32_t slot)
@@ -170,7 +170,7 @@ static bool slot_is_locked(pm_ledger_state *state, uint32_t slot)
                 return locked;
             }
         }
-        if (ready_asking_fd(&state->map) < 0) {
+        if (ready_asking_fd(&state->map) != PM_OK) {
             break;
         }
     }
@@ -244,8 +244,9 @@ static pm_status check_lock(pm_ledger_state *state, pm_trouble *trouble)
 {
     bool locked = false;
 
-    if (ready_asking_fd(&state->map) < 0) {
-        return pm_status_of_errno(errno) == PM_EXHAUSTED ? PM_EXHAUSTED : PM_AGAIN;
+    pm_status ready = ready_asking_fd(&state->map);
+    if (ready != PM_OK) {
+        return ready == PM_EXHAUSTED ? PM_EXHAUSTED : PM_AGAIN;
     }
     pm_status asked = pm_liveness_ask(asking_fd, pm_slot_of(state->half), &locked);
     if (asked != PM_OK || !locked) {
@@ -350,6 +351,9 @@ static pm_status verify(pm_ledger_state *state, int64_t now)
 
     if (file == PM_FILE_OTHER_FD) {
         pm_status status = pm_ledger_file_reopen(&state->map, &asking_fd);
+        if (status == PM_FORBIDDEN) {
+            return pm_ledger_file_is_there(&state->map) ? PM_OK : PM_BUSY;
+        }
         if (status != PM_OK) {
             return status;
         }
@@ -428,8 +432,15 @@ pm_status pm_ledger_check(void)
 /* A moment after the check, most often in the same call of ours, the answer is the check's. */
 bool pm_ledger_is_whole(pm_ledger_state *state)
 {
-    return state->mode == PM_SHARED &&
-           (pm_clock_ns(CLOCK_MONOTONIC) - state->verified_at < VERIFIED_NS || has_size(state) ||
-            (ready_asking_fd(&state->map) >= 0 && has_size(state)) ||
-            pm_ledger_file_is_whole_by_name(&state->map));
+    if (state->mode != PM_SHARED) {
+        return false;
+    }
+    if (pm_clock_ns(CLOCK_MONOTONIC) - state->verified_at < VERIFIED_NS || has_size(state)) {
+        return true;
+    }
+    pm_status ready = ready_asking_fd(&state->map);
+    if (ready == PM_FORBIDDEN) {
+        return pm_ledger_file_is_there(&state->map);
+    }
+    return (ready == PM_OK && has_size(state)) || pm_ledger_file_is_whole_by_name(&state->map);
 }

@@ -339,16 +339,24 @@ static pm_status open_in(int folder, pm_ledger_map *map, bool own, int *fd, pm_t
 static pm_status map_file(int fd, pm_ledger_map *map, pm_trouble *trouble)
 {
     uint8_t *base = mmap(NULL, map->size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    pm_status status = PM_OK;
+    struct stat root;
 
     if (base == MAP_FAILED) {
         return fail_by_errno(trouble, "map", map->path);
     }
     /* A forked child must not keep the lock alive that hangs on the mapping. */
     if (madvise(base, map->size, MADV_DONTFORK) < 0) {
-        pm_status status = fail_by_errno(trouble, "keep children from", map->path);
+        status = fail_by_errno(trouble, "keep children from", map->path);
+    } else if (stat("/", &root) < 0) {
+        status = fail_by_errno(trouble, "look at", "/");
+    }
+    if (status != PM_OK) {
         munmap(base, map->size);
         return status;
     }
+    map->root_device = (uint64_t)root.st_dev;
+    map->root_inode = (uint64_t)root.st_ino;
     map->header = (pm_ledger_header *)base;
     map->slots = (pm_slot *)(base + PAGE);
     map->entries = (pm_entry *)(base + PAGE + slots_size(map->slot_count));
@@ -405,13 +413,28 @@ static bool is_the_file(const pm_ledger_map *map, const struct stat *status)
     return (uint64_t)status->st_ino == map->inode && (uint64_t)status->st_dev == map->device;
 }
 
+/* What an errno of asking for the file's path says of the file: that it is not there, or not to be
+ * seen by this process, which gave up its rights or has another root. */
+static pm_status status_of_path(const pm_ledger_map *map, int error)
+{
+    struct stat root;
+
+    if (error != ENOENT && error != ENOTDIR) {
+        pm_status status = pm_status_of_errno(error);
+        return status == PM_FORBIDDEN || status == PM_EXHAUSTED ? status : PM_BUSY;
+    }
+    bool same_root = stat("/", &root) == 0 && (uint64_t)root.st_dev == map->root_device &&
+                     (uint64_t)root.st_ino == map->root_inode;
+    return same_root ? PM_BUSY : PM_FORBIDDEN;
+}
+
 pm_status pm_ledger_file_reopen(const pm_ledger_map *map, int *fd)
 {
     struct stat status;
 
     *fd = open(map->path, O_RDWR | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
     if (*fd < 0) {
-        return pm_status_of_errno(errno) == PM_EXHAUSTED ? PM_EXHAUSTED : PM_BUSY;
+        return status_of_path(map, errno);
     }
     if (fstat(*fd, &status) < 0 || !is_the_file(map, &status)) {
         close_keeping_errno(*fd);
@@ -455,6 +478,13 @@ bool pm_ledger_file_is_named(const pm_ledger_map *map)
     if (lstat(map->path, &status) == 0) {
         return is_the_file(map, &status);
     }
-    /* A process that gave up its rights may not ask any more; its holds are no worse for it. */
-    return errno != ENOENT && errno != ENOTDIR;
+    return status_of_path(map, errno) != PM_BUSY;
+}
+
+bool pm_ledger_file_is_there(const pm_ledger_map *map)
+{
+    uint8_t *last = (uint8_t *)map->header + map->size - PAGE;
+
+    /* EFAULT: the file ends before. Anything else (Linux before 5.14) says nothing. */
+    return madvise(last, PAGE, MADV_POPULATE_READ) == 0 || errno != EFAULT;
 }

@@ -58,6 +58,7 @@ typedef struct {
     uint32_t slot_count;
     size_t size; /* bytes */
     uint64_t device, inode;
+    uint64_t root_device, root_inode; /* of the folder that the path begins in */
     char path[PATH_MAX];
 } pm_ledger_map;
 
@@ -74,7 +75,8 @@ typedef struct {
 pm_status pm_ledger_file_open(const char *path, pm_ledger_map *map, int *fd, pm_trouble *trouble);
 void pm_ledger_file_unmap(pm_ledger_map *map);
 
-/* Another description of the file that is mapped: PM_BUSY if its path has another file now. */
+/* Another description of the file that is mapped: PM_BUSY if its path has another file now,
+ * PM_FORBIDDEN if that cannot be seen, by a process that gave up its rights or changed its root. */
 pm_status pm_ledger_file_reopen(const pm_ledger_map *map, int *fd);
 
 /* Is the mapped file whole, and has it a name? `fd` is a descriptor of it, or was once. The time
@@ -90,11 +92,14 @@ pm_file_state pm_ledger_file_state(const pm_ledger_map *map, int fd, int64_t *ch
 /* Does the mapped file, which must be whole, still say that it is a ledger? */
 bool pm_ledger_file_is_ledger(const pm_ledger_map *map);
 
-/* Has the path still the file that is mapped? */
+/* Has the path still the file that is mapped? Where it cannot be seen the answer is yes. */
 bool pm_ledger_file_is_named(const pm_ledger_map *map);
 
 /* The same and its size, for who has no descriptor. */
 bool pm_ledger_file_is_whole_by_name(const pm_ledger_map *map);
+
+/* Is the mapping whole, asked without touching it? For who cannot see the file. */
+bool pm_ledger_file_is_there(const pm_ledger_map *map);
 
 /* Makes a ledger with so many slots, 1..PM_SLOTS_MAX, at an absolute path that is free.
  * PM_BUSY: there is a file already. */

@@ -169,6 +169,84 @@ static void test_holds_outlast_their_descriptors(void **state)
     scene(close_all);
 }
 
+/* A daemon that closes everything, and then may not see the ledger's file any more. */
+static actor_answer do_give_up_rights(const actor_order *order)
+{
+    (void)order;
+    return (actor_answer){.status = setgid(65534) < 0 || setuid(65534) < 0};
+}
+
+static actor_answer do_change_root(const actor_order *order)
+{
+    (void)order;
+    return (actor_answer){.status = chroot("/proc") < 0 || chdir("/") < 0};
+}
+
+static void go_out_of_sight(void)
+{
+    static const actor_action ways[] = {do_give_up_rights, do_change_root};
+
+    if (geteuid() != 0) {
+        skip_because("root alone has rights to give up");
+    }
+    for (unsigned closing = 0; closing < 2; closing++) {
+        for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+            /* A new one: by whom it was held last, and whether that one lives, cannot be asked. */
+            uint16_t another = (uint16_t)(PORT + 10 + 2 * closing + i);
+            start(0);
+            start(1);
+            assert_status(status_at(1, do_claim, PORT + 1), PM_OK);
+            assert_status(status_of(0, do_claim), PM_OK);
+            assert_status(status_at(0, do_claim, PORT + 3), PM_OK);
+            assert_int_equal(closing ? ask(0, do_close_all, 0, 0).status : 0, 0);
+            assert_int_equal(ask(0, ways[i], 0, 0).status, 0);
+            /* It goes on as before. */
+            usleep(2000); /* until the file is asked for by its name again */
+            assert_status(status_at(0, do_claim, PORT + 1), PM_HELD);
+            assert_status(status_at(0, do_claim, another), PM_OK);
+            assert_status(status_at(1, do_claim, another), PM_HELD);
+            assert_status(status_of(1, do_claim), PM_HELD);
+            ask(0, do_release, PORT, 0);
+            assert_status(status_of(1, do_claim), PM_OK);
+            assert_status(status_of(0, do_claim), PM_HELD);
+            assert_says(0, "");
+            kill_actor(0);
+            assert_status(status_at(1, do_claim, another), PM_OK);
+            assert_status(status_at(1, do_claim, PORT + 3), PM_OK);
+            kill_actor(1);
+        }
+    }
+}
+
+static void test_who_cannot_see_the_file_any_more_goes_on(void **state)
+{
+    (void)state;
+    scene(go_out_of_sight);
+}
+
+/* And when the file is cut short meanwhile, it is not touched. */
+static void cut_out_of_sight(void)
+{
+    if (geteuid() != 0) {
+        skip_because("root alone has rights to give up");
+    }
+    start(0);
+    assert_status(status_at(0, do_claim, 65500), PM_OK);
+    assert_int_equal(ask(0, do_close_all, 0, 0).status, 0);
+    assert_int_equal(ask(0, do_give_up_rights, 0, 0).status, 0);
+    assert_int_equal(truncate(path, 4096), 0);
+    ask(0, do_release, 65500, 0);
+    assert_int_equal(unlink(path), 0);
+    assert_status(status_at(0, do_claim, 65501), PM_OK); /* within the process */
+    assert_says(0, "reserved within this process alone");
+}
+
+static void test_a_file_that_is_cut_out_of_sight_is_no_signal(void **state)
+{
+    (void)state;
+    scene(cut_out_of_sight);
+}
+
 /* The traps of other kinds of locks: any of these would have dropped a record lock. */
 static actor_answer do_use_file(const actor_order *order)
 {
@@ -614,6 +692,8 @@ int main(void)
         TEST_WITH_FOLDER(test_a_killed_process_frees_though_its_child_lives),
         TEST_WITH_FOLDER(test_exec_frees),
         TEST_WITH_FOLDER(test_holds_outlast_their_descriptors),
+        TEST_WITH_FOLDER(test_who_cannot_see_the_file_any_more_goes_on),
+        TEST_WITH_FOLDER(test_a_file_that_is_cut_out_of_sight_is_no_signal),
         TEST_WITH_FOLDER(test_holds_outlast_other_uses_of_the_file),
         TEST_WITH_FOLDER(test_a_reused_descriptor_does_not_hide_who_lives),
         TEST_WITH_FOLDER(test_a_reused_descriptor_is_left_as_it_is),
