@@ -352,3 +352,26 @@ def test_nearly_out_of_descriptors(busy_port: int, left: int) -> None:
     assert (status == "error") == (os.strerror(errno.EMFILE) in message)
     if left == 1:
         assert status == "error"
+
+
+def exhausted_with_override(port: int) -> list[Any]:
+    """The ledger is new, and has no descriptor left to be opened with."""
+
+    class Careful(PortManager):
+        async def is_port_available(self, port: int, host: str = "127.0.0.1") -> bool:
+            raise AssertionError("asked about a port that is not claimed")
+
+    manager = Careful(PortManagerConfig(max_retries=5))
+    manager.port_configs = {"api": PortConfig("api", port)}
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    isolated.use_up_descriptors(0)
+    try:
+        return answer(manager, "api")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_exhausted_with_an_override(free_port: int) -> None:
+    status, port, message = isolated.run(exhausted_with_override, free_port)
+    assert (status, port) == ("error", 0)
+    assert os.strerror(errno.EMFILE) in message

@@ -10,6 +10,8 @@
  *     ROUND <-- PAUSED <-- all were busy ---------------+
  *
  * FOLLOWING: another task of the loop leads, see attempt.h. */
+#include <errno.h>
+
 #include "core/allocate.h"
 #include "ext/attempt.h"
 #include "ext/garbage.h"
@@ -208,8 +210,8 @@ static pm_outcome core_round(pm_coroutine *co, PyObject **out)
 
 /* ---- a round of overrides ----------------------------------------------------------------- */
 
-/* Claims a port for the attempt: 1, 0 if somebody holds it, -1. */
-static int claim(pm_coroutine *co, uint16_t port)
+/* Claims a port for the attempt. PM_HELD: somebody has it; PM_FAILED: with an exception set. */
+static pm_status claim(pm_coroutine *co, uint16_t port)
 {
     pm_attempt *frame = co->frame;
     pm_holder me = pm_attempt_manager(co)->holder;
@@ -224,16 +226,23 @@ static int claim(pm_coroutine *co, uint16_t port)
         !frame->collected) {
         frame->collected = true;
         if (pm_collect_garbage() < 0) {
-            return -1;
+            return PM_FAILED;
         }
         status = pm_ledger_claim(me, port, &name, &claimed);
     }
+    int error = errno;
     pm_log_ledger(co->module_state);
-    if (status != PM_OK) {
-        return 0;
+    errno = error;
+    if (status == PM_OK) {
+        pm_attempt_note_claim(co, port);
     }
-    frame->claimed = port;
-    return 1;
+    return status;
+}
+
+/* With a claim that is neither made nor refused. */
+static pm_outcome fail_to_claim(pm_coroutine *co, pm_status status, PyObject **out)
+{
+    return status == PM_FAILED ? PM_ERROR : pm_attempt_fail_unknown(co, out);
 }
 
 /* self.find_available_port(next, last), whichever attribute lookup finds. */
@@ -271,9 +280,10 @@ static pm_outcome end_range(pm_coroutine *co, PyObject **out)
 {
     pm_attempt *frame = co->frame;
     if (frame->fallback) {
-        int claimed = claim(co, frame->fallback);
-        if (claimed) {
-            return claimed < 0 ? PM_ERROR : pm_attempt_grant(co, frame->fallback, out);
+        pm_status status = claim(co, frame->fallback);
+        if (status != PM_HELD) {
+            return status == PM_OK ? pm_attempt_grant(co, frame->fallback, out)
+                                   : fail_to_claim(co, status, out);
         }
     }
     return end_asking(co, out);
@@ -291,9 +301,10 @@ static pm_outcome found(pm_coroutine *co, PyObject *received, PyObject **out)
         return PM_ERROR;
     }
     bool wait_for_better = pm_port_is_blocked((uint16_t)port) && !frame->find_overridden;
-    int claimed = wait_for_better ? 0 : claim(co, (uint16_t)port);
-    if (claimed) {
-        return claimed < 0 ? PM_ERROR : pm_attempt_grant(co, (uint16_t)port, out);
+    pm_status status = wait_for_better ? PM_HELD : claim(co, (uint16_t)port);
+    if (status != PM_HELD) {
+        return status == PM_OK ? pm_attempt_grant(co, (uint16_t)port, out)
+                               : fail_to_claim(co, status, out);
     }
     if (wait_for_better && !frame->fallback) {
         frame->fallback = (uint16_t)port;
@@ -323,9 +334,9 @@ static pm_outcome ask_default(pm_coroutine *co, bool overridden, PyObject **out)
         return status == PM_BUSY || status == PM_FORBIDDEN ? begin_range(co, out)
                                                            : conclude(co, status, &allocation, out);
     }
-    int claimed = claim(co, port);
-    if (claimed <= 0) {
-        return claimed < 0 ? PM_ERROR : begin_range(co, out);
+    pm_status status = claim(co, port);
+    if (status != PM_OK) {
+        return status == PM_HELD ? begin_range(co, out) : fail_to_claim(co, status, out);
     }
     return pm_attempt_wait(co, pm_manager_ask(pm_attempt_manager(co), port, NULL), ASKED_DEFAULT,
                            out);
@@ -349,14 +360,13 @@ static pm_outcome asked_default(pm_coroutine *co, PyObject *received, PyObject *
 /* Any port: a free one is found first, then the override is asked about it. */
 static pm_outcome ask_any(pm_coroutine *co, PyObject **out)
 {
-    pm_attempt *frame = co->frame;
     pm_allocation allocation;
     pm_status status = run_walk(co, false, &allocation);
 
     if (status != PM_OK) {
         return status == PM_HELD ? PM_ERROR : conclude(co, status, &allocation, out);
     }
-    frame->claimed = allocation.port;
+    pm_attempt_note_claim(co, allocation.port);
     return pm_attempt_wait(co, pm_manager_ask(pm_attempt_manager(co), allocation.port, NULL),
                            ASKED_ANY, out);
 }

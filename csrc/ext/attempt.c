@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/candidates.h"
+#include "core/fork.h"
 #include "ext/holds.h"
 #include "ext/log.h"
 #include "ext/loop.h"
@@ -130,7 +131,7 @@ pm_outcome pm_attempt_grant(pm_coroutine *co, uint16_t port, PyObject **out)
     PyObject *message, *allocation, *standing = NULL;
     int added = -1;
 
-    frame->claimed = port; /* given back by the end, unless it becomes a hold */
+    pm_attempt_note_claim(co, port); /* given back by the end, unless it becomes a hold */
     message = granted_message(co, port);
     allocation = message ? make_allocation(co, state->statuses.allocated, port, message) : NULL;
     if (allocation) {
@@ -275,13 +276,20 @@ pm_outcome pm_attempt_wait(pm_coroutine *co, PyObject *awaitable, int state, PyO
     return PM_AWAIT;
 }
 
+void pm_attempt_note_claim(pm_coroutine *co, uint16_t port)
+{
+    pm_attempt *frame = co->frame;
+    frame->claimed = port;
+    frame->claimed_in = pm_fork_count();
+}
+
 void pm_attempt_unclaim(pm_coroutine *co)
 {
     pm_attempt *frame = co->frame;
-    if (frame->claimed) {
+    if (frame->claimed && frame->claimed_in == pm_fork_count()) {
         pm_ledger_release(pm_attempt_manager(co)->holder, frame->claimed);
-        frame->claimed = 0;
     }
+    frame->claimed = 0;
 }
 
 void pm_attempt_end(pm_coroutine *co)

@@ -28,6 +28,7 @@ typedef struct {
     bool find_overridden;
     bool default_forbidden; /* the default port needs a privilege */
     uint16_t claimed;       /* held for this attempt alone while an override is asked; 0: none */
+    uint32_t claimed_in;    /* pm_fork_count(): in a forked child the claim is the parent's */
     int asked;              /* how many free ports an override has refused in this round */
     uint16_t fallback;      /* a port of the browsers' list, for want of a better one; 0: none */
     long next;              /* where the search in the range goes on */
@@ -68,7 +69,10 @@ int pm_attempt_follow(pm_coroutine *co, PyObject **future);
 /* Awaits `awaitable`, whose reference is taken over (NULL is an error), and goes on in `state`. */
 pm_outcome pm_attempt_wait(pm_coroutine *co, PyObject *awaitable, int state, PyObject **out);
 
-/* Gives back the port that is claimed for the attempt alone, if there is one. */
+/* A port is claimed for the attempt alone. */
+void pm_attempt_note_claim(pm_coroutine *co, uint16_t port);
+
+/* Gives it back, if there is one. */
 void pm_attempt_unclaim(pm_coroutine *co);
 
 /* The coroutine's end, however it came: nothing stays claimed, nobody waits in vain. */
