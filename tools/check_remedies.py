@@ -139,6 +139,20 @@ REMEDIES = {
         "",
         "test_ledger_file",
     ),
+    "given-up-rights": Remedy(
+        "a daemon that closes everything and gives up its rights lets its ports go",
+        "ledger_file.c",
+        "return status == PM_FORBIDDEN || status == PM_EXHAUSTED ? status : PM_BUSY;",
+        "return status == PM_EXHAUSTED ? status : PM_BUSY;",
+        "test_ledger_processes",
+    ),
+    "other-root": Remedy(
+        "a process that changes its root lets its ports go",
+        "ledger_file.c",
+        "return same_root ? PM_BUSY : PM_FORBIDDEN;",
+        "return same_root ? PM_BUSY : PM_BUSY;",
+        "test_ledger_processes",
+    ),
     "header": Remedy(
         "any file of the right size passes for a ledger",
         "ledger_file.c",
