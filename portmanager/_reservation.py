@@ -18,6 +18,7 @@ from typing import Generic, Literal, NoReturn, TypeVar, overload
 from portmanager import _native
 from portmanager._native import PortReservation
 
+_FIRST_PORT = 1024  # where no start is given
 _MAX_PORT = 65535
 _NAMED = 8  # in a message
 _INFO, _WARNING = 20, 30
@@ -160,8 +161,9 @@ def reserve(
     key = None if name is None else _key(name)
     label = None if name is None else _encoded(name)
     held = _native._reserve(number, consecutive, key, label, first, last)
-    if not held.ports and gc.collect():
+    if (not held.ports or (name is not None and _is_in_own_way(held))) and gc.collect():
         # A reservation that nobody can reach any more is not refused to others.
+        held.release()
         held = _native._reserve(number, consecutive, key, label, first, last)
     if not held.ports:
         raise _exhausted(number, consecutive, held, first or 1, last or _MAX_PORT)
@@ -198,8 +200,10 @@ def _range(start: int | None, end: int | None) -> tuple[int, int]:
     """The ports that are asked for; (0, 0) for all that are fit."""
     if start is None and end is None:
         return 0, 0
-    first = 1024 if start is None else _checked(start, "start")
+    first = _FIRST_PORT if start is None else _checked(start, "start")
     last = _MAX_PORT if end is None else _checked(end, "end")
+    if start is None and last < first:
+        raise ValueError(f"an end below {first} needs a start, but end is {last}")
     if first > last:
         raise ValueError(f"start must not be above end, but {first} is above {last}")
     return first, last
@@ -232,6 +236,15 @@ def _project() -> str:
             break
         folder = parent
     return here
+
+
+def _is_in_own_way(held: _native._Held) -> bool:
+    """Does this process hold the port that a name wanted?"""
+    return (
+        not held.borrowed
+        and held.wanted != held.ports[0]
+        and any(holder.pid == os.getpid() for holder in _holders(held.wanted, held.wanted))
+    )
 
 
 def _log_name(name: str, held: _native._Held) -> None:

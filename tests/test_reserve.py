@@ -107,6 +107,7 @@ def test_range(block: range, count: int) -> None:
         *({"start": value} for value in (0, -1, 65536, 10**30)),
         *({"end": value} for value in (0, -1, 65536, 10**30)),
         {"start": 7001, "end": 7000},
+        {"end": 1023},
     ],
 )
 def test_bad_values(arguments: dict[str, Any]) -> None:

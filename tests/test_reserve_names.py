@@ -1,12 +1,14 @@
 """reserve(name=...): the port that a name has in a checkout, each time while it is free."""
 
 import contextlib
+import gc
 import itertools
 import logging
 import os
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -276,6 +278,23 @@ def test_many_that_ask_for_it_at_once(run: Any) -> None:
     *ports, another_one = run(at_once)
     assert len({*ports, another_one}) == 9
     assert run(ports_in, ["."], ["web"])[0][0] in ports
+
+
+def garbage_in_the_way() -> list[int]:
+    gc.disable()
+    cycle: list[Any] = [reserve(name="web")]
+    port = cycle[0].port
+    cycle.append(cycle)
+    del cycle
+    warnings.simplefilter("ignore")
+    with reserve(name="web") as collected, reserve(name="web") as moved:
+        return [port, collected, moved]
+
+
+def test_garbage_does_not_move_it(run: Any) -> None:
+    port, collected, moved = run(garbage_in_the_way)
+    assert port == collected
+    assert moved != port
 
 
 def crowded(names: str) -> list[Any]:
