@@ -34,6 +34,7 @@ sys.path.insert(0, str(common.ROOT / "tests"))
 
 import torture
 from torture import Adapter, Allocator, Handout, Options, Report
+from torture_ours import Ours
 
 HEADER = ("Handed out by", "ports", "per second", "handed out twice", "share", "failed binds")
 
@@ -252,7 +253,7 @@ RIVALS: tuple[type[Rival], ...] = (
     PortAllocator,
     EphemeralPortReserve,
 )
-ADAPTERS: tuple[type[Adapter], ...] = (torture.Ours, *RIVALS)
+ADAPTERS: tuple[type[Adapter], ...] = (Ours, *RIVALS)
 
 
 # ---- the program ----------------------------------------------------------------------------
@@ -291,7 +292,7 @@ def is_fine(report: Report) -> bool:
 
 def options_of(adapter: Adapter, arguments: argparse.Namespace) -> Options:
     options = Options.of(arguments)
-    if isinstance(adapter, torture.Ours):
+    if isinstance(adapter, Ours):
         return options
     return dataclasses.replace(options, seconds=min(options.seconds, arguments.rival_seconds))
 
@@ -314,7 +315,7 @@ def main() -> None:
 
     rows, code = [], 0
     for adapter in (cls() for cls in ADAPTERS if cls.name in (arguments.only or names)):
-        is_ours = isinstance(adapter, torture.Ours)
+        is_ours = isinstance(adapter, Ours)
         if command := adapter.missing():
             rows.append((adapter.name, f"not run: `{command}`", *[""] * (len(HEADER) - 2)))
             continue

@@ -45,12 +45,12 @@ def storm(adapter: str, *options: str, **env: str) -> SimpleNamespace:
 
 class TestPortmanager:
     def test_no_port_is_handed_out_twice(self) -> None:
-        report = storm("torture:Ours", "--seconds=4")
+        report = storm("torture_ours:Ours", "--seconds=4")
         assert (report.doubles, report.findings) == (0, []), report
         assert min(report.kills, report.stops, report.forks, report.binds) > 0, report
 
     def test_reservations_within_the_process_alone_are_not_enough(self) -> None:
-        report = storm("torture:Ours", f"--seconds={STORM}", PORTMANAGER_LEDGER="process")
+        report = storm("torture_ours:Ours", f"--seconds={STORM}", PORTMANAGER_LEDGER="process")
         assert report.doubles > 0, report
 
 
