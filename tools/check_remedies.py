@@ -139,6 +139,20 @@ REMEDIES = {
         "",
         "test_ledger_file",
     ),
+    "name-in-new-ledger": Remedy(
+        "after a loss one port is held under two names in a family",
+        "ledger_reclaim.c",
+        "tag == pm_ledger_tag(state->locals[port].key, owner);",
+        "tag + owner + port != 0;",
+        "test_ledger_lend",
+    ),
+    "inherited-descriptor": Remedy(
+        "a forked child keeps its parent's lost file open",
+        "ledger_attach.c",
+        "    close_kept(&asking);\n    pm_status status",
+        "    pm_status status",
+        "test_ledger_processes",
+    ),
     "given-up-rights": Remedy(
         "a daemon that closes everything and gives up its rights lets its ports go",
         "ledger_file.c",

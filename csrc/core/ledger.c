@@ -117,8 +117,7 @@ static pm_half find_other_heir(pm_ledger_state *state, const pm_entry *entry)
     return 0;
 }
 
-/* Who holds a port, of the other processes; 0: none. */
-static pm_half find_other(pm_ledger_state *state, const pm_entry *entry, uint64_t word)
+pm_half pm_ledger_find_other(pm_ledger_state *state, const pm_entry *entry, uint64_t word)
 {
     pm_half owner = pm_owner_of(word), heir = pm_heir_of(word);
 
@@ -172,7 +171,7 @@ static bool claim_shared(pm_ledger_state *state, uint16_t port, uint64_t key, bo
     uint64_t word = atomic_load(&entry->word), mine = pm_word_of(state->half, 0);
 
     do {
-        if (find_other(state, entry, word) != 0) {
+        if (pm_ledger_find_other(state, entry, word) != 0) {
             return false;
         }
         clear_old_tag(state, port, key);
@@ -191,20 +190,19 @@ static bool claim_shared(pm_ledger_state *state, uint16_t port, uint64_t key, bo
     return true;
 }
 
-/* What people are told of a claim. */
-static void describe_claim(pm_entry *entry, const pm_local *local)
+void pm_ledger_describe_claim(pm_entry *entry, const pm_local *local)
 {
     atomic_store_explicit(&entry->changed_at, local->changed_at, memory_order_relaxed);
     write_label(entry, local->has_label ? local->label : NULL);
 }
 
-/* What belongs to a claim: the tag last, for it says that the rest is there. */
-static void publish(pm_ledger_state *state, uint16_t port)
+/* The tag last, for it says that the rest is there. */
+void pm_ledger_publish(pm_ledger_state *state, uint16_t port)
 {
     const pm_local *local = &state->locals[port];
     pm_entry *entry = &state->map.entries[port];
 
-    describe_claim(entry, local);
+    pm_ledger_describe_claim(entry, local);
     atomic_store_explicit(&entry->tag, pm_ledger_tag(local->key, state->half),
                           memory_order_release);
 }
@@ -219,6 +217,7 @@ void pm_ledger_note(pm_ledger_state *state, pm_holder me, uint16_t port, const p
     local->holder = me;
     local->key = name->key;
     local->lent = lent;
+    local->lost = false;
     pm_port_past past = past_of(state, port);
 
     local->changed_before = past.changed_at;
@@ -252,7 +251,7 @@ pm_status pm_ledger_claim(pm_holder me, uint16_t port, const pm_name *name, pm_c
         (state->mode != PM_SHARED || claim_shared(state, port, name->key, &claim->inherited))) {
         pm_ledger_note(state, me, port, name, false);
         if (state->mode == PM_SHARED) {
-            publish(state, port);
+            pm_ledger_publish(state, port);
         }
         status = PM_OK;
     }
@@ -290,7 +289,7 @@ static void give_back(pm_holder me, uint16_t port, bool used)
         pm_local *local = &state->locals[port];
         int64_t now = used ? pm_ledger_moment(state) : local->changed_before;
         if (pm_ledger_is_whole(state)) {
-            if (!local->lent) {
+            if (!local->lent && !local->lost) {
                 atomic_store_explicit(&state->map.entries[port].changed_at, now,
                                       memory_order_relaxed);
             }
@@ -326,7 +325,7 @@ pm_status pm_ledger_look(uint16_t port, pm_holder *holder)
         held = true;
     } else if (state->mode == PM_SHARED) {
         const pm_entry *entry = &state->map.entries[port];
-        held = find_other(state, entry, atomic_load(&entry->word)) != 0;
+        held = pm_ledger_find_other(state, entry, atomic_load(&entry->word)) != 0;
     }
     pm_ledger_unlock(state);
     return held ? PM_HELD : PM_OK;
@@ -355,7 +354,7 @@ void pm_ledger_remember(pm_holder me, uint16_t port, uint64_t key)
     }
     if (state->locals[port].holder == me) {
         state->locals[port].remembered = key;
-        if (state->mode == PM_SHARED) {
+        if (state->mode == PM_SHARED && !state->locals[port].lost) {
             atomic_store(&state->map.entries[port].remembered, key);
         }
     }
@@ -466,7 +465,7 @@ static bool describe_shared(pm_ledger_state *state, uint16_t port, pm_held *held
 {
     const pm_entry *entry = &state->map.entries[port];
     uint64_t word = atomic_load(&entry->word);
-    pm_half holder = find_other(state, entry, word);
+    pm_half holder = pm_ledger_find_other(state, entry, word);
 
     if (holder == 0) {
         return false;
@@ -474,8 +473,9 @@ static bool describe_shared(pm_ledger_state *state, uint16_t port, pm_held *held
     held->pid = atomic_load(&state->map.slots[pm_slot_of(holder)].pid);
     held->since_ns = atomic_load(&entry->changed_at);
     read_label(entry, held);
-    /* Given back meanwhile, and perhaps claimed by the next: what was read may be of both. */
-    return atomic_load(&entry->word) == word;
+    /* Given back meanwhile, and perhaps claimed by the next: what was read may be of both. Or the
+     * slot is another process's. */
+    return atomic_load(&entry->word) == word && pm_ledger_is_recent(state, holder);
 }
 
 static bool describe(pm_ledger_state *state, uint16_t port, pm_held *held)
@@ -521,114 +521,4 @@ void pm_held_list_free(pm_held_list *list)
 {
     free(list->items);
     *list = (pm_held_list){0};
-}
-
-/* ---- a ledger that is new to us -------------------------------------------------------------- */
-
-static bool is_family(pm_ledger_state *state, pm_half half)
-{
-    return pm_ledger_is_ancestor(state, half) || pm_ledger_is_descendant(state, half);
-}
-
-/* Nobody lives among the heirs but those of our family. */
-static bool are_heirs_family(pm_ledger_state *state, const pm_entry *entry)
-{
-    for (int i = 0; i < PM_HEIRS_MAX; i++) {
-        pm_half heir = atomic_load(&entry->heirs[i]);
-        if (pm_ledger_is_other(state, heir) && !is_family(state, heir)) {
-            return false;
-        }
-    }
-    return true;
-}
-
-/* Puts our half back, into a ledger that is new to us. Those who share the port come in any order;
- * if a stranger was quicker we have lost it. */
-static bool reclaim_owner(pm_ledger_state *state, uint16_t port)
-{
-    pm_entry *entry = &state->map.entries[port];
-    uint64_t word = atomic_load(&entry->word), mine;
-
-    do {
-        pm_half owner = pm_owner_of(word), heir = pm_heir_of(word);
-        if (pm_ledger_is_other(state, owner) ||
-            (pm_ledger_is_other(state, heir) && !is_family(state, heir))) {
-            return false;
-        }
-        mine = pm_word_of(state->half, heir);
-    } while (!atomic_compare_exchange_strong(&entry->word, &word, mine));
-    if (!are_heirs_family(state, entry)) {
-        return false;
-    }
-    atomic_store(&entry->remembered, state->locals[port].remembered);
-    publish(state, port);
-    return true;
-}
-
-/* An heir that comes before its owner has nobody's half beside it, and the tag of that. */
-static void publish_heir(pm_ledger_state *state, uint16_t port, uint64_t tag_before)
-{
-    const pm_local *local = &state->locals[port];
-    pm_entry *entry = &state->map.entries[port];
-
-    describe_claim(entry, local);
-    /* Unless the owner has come meanwhile. */
-    atomic_compare_exchange_strong(&entry->tag, &tag_before, pm_ledger_tag(local->key, 0));
-}
-
-static bool reclaim_heir(pm_ledger_state *state, uint16_t port)
-{
-    pm_entry *entry = &state->map.entries[port];
-    uint64_t word = atomic_load(&entry->word), tag, mine;
-
-    do {
-        pm_half owner = pm_owner_of(word), heir = pm_heir_of(word);
-        bool owned = pm_ledger_is_other(state, owner);
-        if (owned && !pm_ledger_is_ancestor(state, owner)) {
-            return false;
-        }
-        if (pm_ledger_is_other(state, heir) && !pm_ledger_is_ancestor(state, heir)) {
-            /* A descendant's place is not ours, but among the heirs we are beside it. */
-            if (!pm_ledger_is_descendant(state, heir) || !pm_ledger_join_heirs(state, entry)) {
-                return false;
-            }
-            mine = word;
-        } else {
-            mine = pm_word_of(owned ? owner : 0, state->half);
-        }
-        tag = atomic_load(&entry->tag);
-    } while (!atomic_compare_exchange_strong(&entry->word, &word, mine));
-    if (!are_heirs_family(state, entry) ||
-        (pm_heir_of(mine) == state->half && !pm_ledger_join_heirs(state, entry))) {
-        return false;
-    }
-    if (pm_owner_of(mine) == 0 && pm_heir_of(mine) == state->half) {
-        publish_heir(state, port, tag);
-    }
-    return true;
-}
-
-void pm_ledger_publish_all(pm_ledger_state *state)
-{
-    int refused = 0;
-
-    for (uint32_t port = 0; port <= UINT16_MAX; port++) {
-        if (!pm_port_set_has(&state->held, (uint16_t)port)) {
-            continue;
-        }
-        bool lent = state->locals[port].lent;
-        if (!(lent ? reclaim_heir(state, (uint16_t)port) : reclaim_owner(state, (uint16_t)port))) {
-            pm_ledger_leave(state, (uint16_t)port);
-            refused++;
-        }
-    }
-    if (refused) {
-        pm_trouble trouble;
-        snprintf(
-            trouble.text, sizeof trouble.text,
-            "%s was removed or replaced, and %d port%s of this process went to others before it "
-            "was noticed: allocate again what does not run yet",
-            state->map.path, refused, refused == 1 ? "" : "s");
-        pm_ledger_say(state, &trouble);
-    }
 }

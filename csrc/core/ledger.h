@@ -15,7 +15,7 @@
  * A process that takes part has a slot: a lock on its byte, which the kernel drops when the
  * process dies (liveness.h). Taking a slot first locks it, then raises its generation, which
  * never wraps; so a half is dead for ever once its generation is not the slot's or the slot is
- * not locked. Nobody cleans up.
+ * not locked. Nobody has to clean up.
  *
  * An heir is a descendant of the owner, and of every heir before it that lives, and was lent the
  * port for the same service. The last one is in the word, so that the owner's death and a
@@ -87,8 +87,7 @@ pm_status pm_ledger_look(uint16_t port, pm_holder *holder);
  * nobody new takes part, else it reads a small file for each ancestor. */
 bool pm_ledger_has_kin(void);
 
-/* Borrows the first port of first..last that an ancestor holds for the same name, and that no
- * other descendant has. PM_OK: `*port` is `me`'s as if it had been claimed. PM_HELD: there is
+/* Borrows the first port of first..last that ancestors alone hold, for the same name. PM_OK: `*port` is `me`'s as if it had been claimed. PM_HELD: there is
  * none. */
 pm_status pm_ledger_lend(pm_holder me, uint16_t first, uint16_t last, const pm_name *name,
                          uint16_t *port);

@@ -20,16 +20,20 @@ enum { VERIFIED_NS = 20000, PATH_NS = 1000000, RETRY_NS = 1000000000 };
 static _Atomic(pm_ledger_state *) own;
 static atomic_bool wiped_by_kernel;
 
-/* A descriptor to ask for locks by; of a description of its own, so that our lock does not hang
- * on it. It may be closed behind our back, and its number be another file's. Not in `own`: a
- * forked child has it too. */
-static int asking_fd = -1;
+/* A descriptor that we keep. It may be closed behind our back, and its number be another file's. Not
+ * in `own`: a forked child has it too. */
+typedef struct {
+    int fd; /* -1: none */
+    uint64_t device, inode;
+} kept_fd;
+
+/* To ask for locks by; of a description of its own, so that our lock does not hang on it. */
+static kept_fd asking = {.fd = -1};
 
 /* Where mapping a file does not keep its open file description (overlayfs maps another file), the
  * lock hangs on this descriptor. A forked child closes its copy. */
+static kept_fd lock = {.fd = -1};
 static bool needs_lock_fd;
-static int lock_fd = -1;
-static uint64_t lock_device, lock_inode;
 
 /* ---- the process's own --------------------------------------------------------------------- */
 
@@ -52,24 +56,30 @@ static void after_fork_in_parent(void)
     }
 }
 
-static void close_lock_fd(void)
+static void keep(kept_fd *kept, int fd, const pm_ledger_map *map)
+{
+    *kept = (kept_fd){fd, map->device, map->inode};
+}
+
+/* Closes it, if it is the one that we keep still. */
+static void close_kept(kept_fd *kept)
 {
     struct stat status;
 
-    if (lock_fd >= 0) {
-        /* If it is ours still: it may have been closed behind our back. */
-        bool known = fstat(lock_fd, &status) == 0;
-        if (known ? (uint64_t)status.st_dev == lock_device && (uint64_t)status.st_ino == lock_inode
-                  : errno != EBADF) {
-            close(lock_fd);
+    if (kept->fd >= 0) {
+        bool known = fstat(kept->fd, &status) == 0;
+        if (known
+                ? (uint64_t)status.st_dev == kept->device && (uint64_t)status.st_ino == kept->inode
+                : errno != EBADF) {
+            close(kept->fd);
         }
     }
-    lock_fd = -1;
+    kept->fd = -1;
 }
 
 static void after_fork_in_child(void)
 {
-    close_lock_fd();
+    close_kept(&lock);
     if (!wiped_by_kernel && atomic_load(&own)) {
         /* The mapping is not in the child, whoever wipes the memory. */
         memset(atomic_load(&own), 0, sizeof(pm_ledger_state));
@@ -150,27 +160,35 @@ bool pm_ledger_notice(pm_trouble *notice)
 
 /* ---- who lives ----------------------------------------------------------------------------- */
 
-/* Sees to it that there is a descriptor of the mapped file; as pm_ledger_file_reopen. */
-static pm_status ready_asking_fd(const pm_ledger_map *map)
+/* As pm_ledger_file_reopen. */
+static pm_status reopen_asking(const pm_ledger_map *map)
 {
-    if (pm_ledger_file_state(map, asking_fd, NULL) == PM_FILE_OTHER_FD) {
-        /* Not ours to close: by now the number is somebody else's. */
-        return pm_ledger_file_reopen(map, &asking_fd);
-    }
-    return PM_OK;
+    int fd;
+
+    close_kept(&asking);
+    pm_status status = pm_ledger_file_reopen(map, &fd);
+    keep(&asking, fd, map);
+    return status;
+}
+
+/* Sees to it that there is a descriptor of the mapped file. */
+static pm_status ready_asking(const pm_ledger_map *map)
+{
+    return pm_ledger_file_state(map, asking.fd, NULL) == PM_FILE_OTHER_FD ? reopen_asking(map)
+                                                                          : PM_OK;
 }
 
 static bool slot_is_locked(pm_ledger_state *state, uint32_t slot)
 {
     for (int attempts = 0; attempts < 2; attempts++) {
         bool locked = true;
-        if (asking_fd >= 0 && pm_liveness_ask(asking_fd, slot, &locked) == PM_OK) {
+        if (asking.fd >= 0 && pm_liveness_ask(asking.fd, slot, &locked) == PM_OK) {
             /* `No` of another file, by a descriptor that is not ours any more, would be fatal. */
-            if (locked || pm_ledger_file_state(&state->map, asking_fd, NULL) <= PM_FILE_CHANGED) {
+            if (locked || pm_ledger_file_state(&state->map, asking.fd, NULL) <= PM_FILE_CHANGED) {
                 return locked;
             }
         }
-        if (ready_asking_fd(&state->map) != PM_OK) {
+        if (ready_asking(&state->map) != PM_OK) {
             break;
         }
     }
@@ -244,11 +262,11 @@ static pm_status check_lock(pm_ledger_state *state, pm_trouble *trouble)
 {
     bool locked = false;
 
-    pm_status ready = ready_asking_fd(&state->map);
+    pm_status ready = ready_asking(&state->map);
     if (ready != PM_OK) {
         return ready == PM_EXHAUSTED ? PM_EXHAUSTED : PM_AGAIN;
     }
-    pm_status asked = pm_liveness_ask(asking_fd, pm_slot_of(state->half), &locked);
+    pm_status asked = pm_liveness_ask(asking.fd, pm_slot_of(state->half), &locked);
     if (asked != PM_OK || !locked) {
         snprintf(trouble->text, sizeof trouble->text,
                  "%s cannot be used: its file system does not keep locks (PORTMANAGER_LEDGER may "
@@ -261,11 +279,8 @@ static pm_status check_lock(pm_ledger_state *state, pm_trouble *trouble)
 
 static void detach(pm_ledger_state *state)
 {
-    if (asking_fd >= 0 && pm_ledger_file_state(&state->map, asking_fd, NULL) != PM_FILE_OTHER_FD) {
-        close(asking_fd);
-    }
-    asking_fd = -1;
-    close_lock_fd();
+    close_kept(&asking);
+    close_kept(&lock);
     pm_ledger_file_unmap(&state->map); /* and with it our lock */
     state->half = 0;
     state->kin_known = false;
@@ -279,9 +294,7 @@ static void keep_lock(const pm_ledger_state *state, int fd)
         close(fd);
         return;
     }
-    lock_fd = fd;
-    lock_device = state->map.device;
-    lock_inode = state->map.inode;
+    keep(&lock, fd, &state->map);
 }
 
 static pm_status attach_file(pm_ledger_state *state, const char *path, pm_trouble *trouble)
@@ -347,17 +360,17 @@ static pm_status attach(pm_ledger_state *state)
 static pm_status verify(pm_ledger_state *state, int64_t now)
 {
     int64_t changed_at;
-    pm_file_state file = pm_ledger_file_state(&state->map, asking_fd, &changed_at);
+    pm_file_state file = pm_ledger_file_state(&state->map, asking.fd, &changed_at);
 
     if (file == PM_FILE_OTHER_FD) {
-        pm_status status = pm_ledger_file_reopen(&state->map, &asking_fd);
+        pm_status status = reopen_asking(&state->map);
         if (status == PM_FORBIDDEN) {
             return pm_ledger_file_is_there(&state->map) ? PM_OK : PM_BUSY;
         }
         if (status != PM_OK) {
             return status;
         }
-        file = pm_ledger_file_state(&state->map, asking_fd, &changed_at);
+        file = pm_ledger_file_state(&state->map, asking.fd, &changed_at);
     }
     if (file == PM_FILE_UNKNOWN) {
         if (pm_status_of_errno(errno) == PM_EXHAUSTED) {
@@ -377,9 +390,9 @@ static pm_status verify(pm_ledger_state *state, int64_t now)
         state->changed_at = changed_at;
     }
     /* The descriptor may be closed, or another one of the file: the lock itself is asked for. */
-    if (lock_fd >= 0) {
+    if (lock.fd >= 0) {
         bool locked = true;
-        if (pm_liveness_ask(asking_fd, pm_slot_of(state->half), &locked) == PM_OK && !locked) {
+        if (pm_liveness_ask(asking.fd, pm_slot_of(state->half), &locked) == PM_OK && !locked) {
             return PM_BUSY;
         }
     }
@@ -390,7 +403,7 @@ static pm_status verify(pm_ledger_state *state, int64_t now)
 static bool has_size(const pm_ledger_state *state)
 {
     int size; /* from the position on, which nobody moves; lseek would move that of another file */
-    return ioctl(asking_fd, FIONREAD, &size) == 0 && size >= 0 && (size_t)size == state->map.size;
+    return ioctl(asking.fd, FIONREAD, &size) == 0 && size >= 0 && (size_t)size == state->map.size;
 }
 
 /* The size is asked each time, for it is what keeps us from a signal; the rest unless it was a
@@ -438,7 +451,7 @@ bool pm_ledger_is_whole(pm_ledger_state *state)
     if (pm_clock_ns(CLOCK_MONOTONIC) - state->verified_at < VERIFIED_NS || has_size(state)) {
         return true;
     }
-    pm_status ready = ready_asking_fd(&state->map);
+    pm_status ready = ready_asking(&state->map);
     if (ready == PM_FORBIDDEN) {
         return pm_ledger_file_is_there(&state->map);
     }

@@ -179,8 +179,8 @@ static bool has_new_heir(pm_ledger_state *state, const pm_entry *entry, const pm
 }
 
 /* PM_OK: we are the heir in the word, and among the heirs. From the moment that we are in the word
- * the owner cannot claim the port anew, under another name, nor does anybody else join the heirs;
- * so both are looked at again. */
+ * the owner cannot claim the port anew, under another name, nor is anybody else lent it; so both
+ * are looked at again. */
 static pm_status become_heir(pm_ledger_state *state, uint16_t port, uint64_t key)
 {
     pm_entry *entry = &state->map.entries[port];

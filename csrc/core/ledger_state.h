@@ -1,4 +1,4 @@
-/* What ledger.c and ledger_lend.c share; nobody else's. */
+/* What ledger.c, ledger_attach.c, ledger_lend.c and ledger_reclaim.c share; nobody else's. */
 #ifndef PM_LEDGER_STATE_H
 #define PM_LEDGER_STATE_H
 
@@ -49,6 +49,7 @@ typedef struct {
     uint64_t key, remembered;
     int64_t changed_at, changed_before;
     bool lent; /* we are an heir */
+    bool lost; /* others have it, in a ledger that took the place of a lost one */
     bool has_label;
     char label[PM_LABEL_SIZE];
 } pm_local;
@@ -104,13 +105,19 @@ bool pm_ledger_is_descendant(pm_ledger_state *state, pm_half half);
 /* What belongs into an entry's tag: a dead owner's never equals another's. Never 0. */
 uint64_t pm_ledger_tag(uint64_t key, pm_half owner);
 
-/* Does a half stand for another process that lives? Our own half stands for nobody: it is asked for
- * ports that nobody of this process has. */
+/* Does a half stand for another process that lives? */
 bool pm_ledger_is_other(pm_ledger_state *state, pm_half half);
+
+/* Who holds a port, of the other processes; 0: none. */
+pm_half pm_ledger_find_other(pm_ledger_state *state, const pm_entry *entry, uint64_t word);
 
 /* Notes that `me` has the port, in this process's table. */
 void pm_ledger_note(pm_ledger_state *state, pm_holder me, uint16_t port, const pm_name *name,
                     bool lent);
+
+/* Writes what belongs to a claim of ours into its entry; and what of it people are told. */
+void pm_ledger_publish(pm_ledger_state *state, uint16_t port);
+void pm_ledger_describe_claim(pm_entry *entry, const pm_local *local);
 
 /* May the mapping be touched? One cheap call, for it is asked at every release. */
 bool pm_ledger_is_whole(pm_ledger_state *state);
@@ -127,8 +134,7 @@ int64_t pm_ledger_moment(pm_ledger_state *state);
 /* Takes our half out of a word, and of the heirs. */
 void pm_ledger_leave(pm_ledger_state *state, uint16_t port);
 
-/* Puts ours among an entry's heirs, when it is the one in the word: nobody else does so meanwhile.
- * False: there are as many as can be. */
+/* Puts ours among an entry's heirs. False: there are as many as can be. */
 bool pm_ledger_join_heirs(pm_ledger_state *state, pm_entry *entry);
 
 #endif

@@ -744,6 +744,8 @@ static void test_heirs_come_back_without_their_owner(void **state)
     scene(come_back_without_owner);
 }
 
+static const char LOST[] = "1 port of this process went to others";
+
 /* A stranger was quicker, and has lent it to a child of its. */
 static void come_back_too_late(void)
 {
@@ -757,7 +759,7 @@ static void come_back_too_late(void)
         assert_status(borrowed_by(OTHER_STRANGER), PM_OK);
         kill_actor(STRANGER);
         assert_status(status_of(back, do_look), PM_HELD); /* it believes so */
-        assert_says(back, "1 port of this process went to others");
+        assert_says(back, LOST);
         assert_listed(GRANDCHILD, OTHER_STRANGER);
         kill_actor(OTHER_STRANGER);
         kill_actor(back);
@@ -774,6 +776,44 @@ static void test_a_family_that_comes_back_too_late(void **state)
 {
     (void)state;
     scene(come_back_too_late);
+}
+
+/* One of the family was quicker, and holds it for another name. What is lost is not written to. */
+static void come_back_to_another_name(void)
+{
+    static const unsigned heirs[] = {GRANDCHILD, CHILD};
+
+    for (size_t i = 0; i < sizeof heirs / sizeof *heirs; i++) {
+        unsigned back = i ? OWNER : GRANDCHILD;
+        start_family();
+        if (i == 0) {
+            assert_status(borrowed_by(GRANDCHILD), PM_OK);
+        }
+        assert_int_equal(unlink(path), 0);
+        assert_status((pm_status)ask(CHILD, do_claim, PORT, DATABASE).status, PM_OK);
+        if (i == 1) {
+            assert_status((pm_status)ask(GRANDCHILD, do_borrow, PORT, DATABASE).status, PM_OK);
+            ask(CHILD, do_release, PORT, 0);
+        }
+        assert_status(status_of(back, do_look), PM_HELD); /* it believes so */
+        assert_says(back, LOST);
+        pm_ledger_map map = mapped();
+        int64_t changed_at = atomic_load(&map.entries[PORT].changed_at);
+        usleep(20000);
+        ask(back, do_release, PORT, 0);
+        assert_true(atomic_load(&map.entries[PORT].changed_at) == changed_at);
+        pm_ledger_file_unmap(&map);
+        assert_listed(STRANGER, i ? GRANDCHILD : CHILD);
+        for (unsigned number = STRANGER; number <= OTHER_CHILD; number++) {
+            kill_actor(number);
+        }
+    }
+}
+
+static void test_a_family_comes_back_to_another_name(void **state)
+{
+    (void)state;
+    scene(come_back_to_another_name);
 }
 
 static void test_both_halves_come_back_in_either_order(void **state)
@@ -890,6 +930,7 @@ int main(void)
         TEST_WITH_FOLDER(test_three_generations_come_back),
         TEST_WITH_FOLDER(test_heirs_come_back_without_their_owner),
         TEST_WITH_FOLDER(test_a_family_that_comes_back_too_late),
+        TEST_WITH_FOLDER(test_a_family_comes_back_to_another_name),
         TEST_WITH_FOLDER(test_both_halves_come_back_in_either_order),
         TEST_WITH_FOLDER(test_owner_and_heir_never_hold_for_two_names),
     };

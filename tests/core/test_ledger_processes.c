@@ -169,6 +169,51 @@ static void test_holds_outlast_their_descriptors(void **state)
     scene(close_all);
 }
 
+static int count_nameless_files(void)
+{
+    struct stat status;
+    int count = 0;
+
+    for (int fd = 0; fd < 64; fd++) {
+        count += fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && status.st_nlink == 0;
+    }
+    return count;
+}
+
+/* Loses the file, and has a forked child take part in the next one: the child has our descriptor of
+ * the lost one. The answer's: how many such it has then, and we. */
+static actor_answer do_lose_the_file_and_fork(const actor_order *order)
+{
+    int status;
+
+    unlink(path);
+    pid_t pid = fork();
+    if (pid == 0) {
+        pm_holder holder;
+        _exit(claim_for(pm_ledger_enroll(), order->port, &holder) == PM_OK ? count_nameless_files()
+                                                                           : 100);
+    }
+    waitpid(pid, &status, 0);
+    pm_ledger_check();
+    return (actor_answer){.status = WEXITSTATUS(status),
+                          .number = (uint64_t)count_nameless_files()};
+}
+
+static void leave_inherited_behind(void)
+{
+    start(0);
+    assert_status(status_of(0, do_claim), PM_OK);
+    actor_answer nameless = ask(0, do_lose_the_file_and_fork, PORT + 1, 0);
+    assert_int_equal(nameless.status, 0);
+    assert_int_equal(nameless.number, 0);
+}
+
+static void test_no_descriptor_of_a_lost_file_is_kept(void **state)
+{
+    (void)state;
+    scene(leave_inherited_behind);
+}
+
 /* A daemon that closes everything, and then may not see the ledger's file any more. */
 static actor_answer do_give_up_rights(const actor_order *order)
 {
@@ -692,6 +737,7 @@ int main(void)
         TEST_WITH_FOLDER(test_a_killed_process_frees_though_its_child_lives),
         TEST_WITH_FOLDER(test_exec_frees),
         TEST_WITH_FOLDER(test_holds_outlast_their_descriptors),
+        TEST_WITH_FOLDER(test_no_descriptor_of_a_lost_file_is_kept),
         TEST_WITH_FOLDER(test_who_cannot_see_the_file_any_more_goes_on),
         TEST_WITH_FOLDER(test_a_file_that_is_cut_out_of_sight_is_no_signal),
         TEST_WITH_FOLDER(test_holds_outlast_other_uses_of_the_file),
