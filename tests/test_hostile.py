@@ -50,18 +50,22 @@ def first(port_block: Callable[[int], int]) -> int:
     return port_block(PORTS)
 
 
+def in_ascii(record: logging.LogRecord) -> bool:
+    record.msg, record.args = ascii(record.getMessage()), None
+    if record.exc_info:
+        record.exc_text = ascii(logging.Formatter().formatException(record.exc_info))
+    return True
+
+
 @pytest.fixture(autouse=True, scope="module")
 def plain_log() -> Iterator[None]:
     """Pytest keeps the log, but xdist cannot carry all of the names in it."""
-
-    def in_ascii(record: logging.LogRecord) -> bool:
-        record.msg = ascii(record.msg)
-        return True
-
-    logger = logging.getLogger("portmanager")
-    logger.addFilter(in_ascii)
+    loggers = [logging.getLogger(name) for name in ("portmanager", "asyncio")]
+    for logger in loggers:
+        logger.addFilter(in_ascii)
     yield
-    logger.removeFilter(in_ascii)
+    for logger in loggers:
+        logger.removeFilter(in_ascii)
 
 
 @pytest.fixture(autouse=True)
