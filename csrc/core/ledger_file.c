@@ -340,7 +340,7 @@ static pm_status map_file(int fd, pm_ledger_map *map, pm_trouble *trouble)
 {
     uint8_t *base = mmap(NULL, map->size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     pm_status status = PM_OK;
-    struct stat root;
+    struct stat root = {0};
 
     if (base == MAP_FAILED) {
         return fail_by_errno(trouble, "map", map->path);
