@@ -5,6 +5,7 @@ import gc
 import importlib
 import logging
 import os
+import sysconfig
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,9 @@ class Ours(Adapter):
     name = "portmanager"
     module, package = "portmanager", "portmanager"
     everywhere = True
-    forks = True
+    # A child that is forked beside threads may inherit a lock of theirs that CPython 3.13 without the
+    # GIL does not make anew (that of stop-the-world), and waits for it for ever.
+    forks = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
     @contextmanager
     def running(self, ports: range, folder: Path) -> Iterator[None]:
