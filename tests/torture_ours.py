@@ -31,8 +31,8 @@ class Ours(Adapter):
     name = "portmanager"
     module, package = "portmanager", "portmanager"
     everywhere = True
-    # A child that is forked beside threads may inherit a lock of theirs that CPython 3.13 without the
-    # GIL does not make anew (that of stop-the-world), and waits for it for ever.
+    # A child that is forked beside threads may inherit a lock of theirs that CPython 3.13 without
+    # the GIL does not make anew (that of stop-the-world), and waits for it for ever.
     forks = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
     @contextmanager
