@@ -100,7 +100,7 @@ REMEDIES = {
     "our-descriptor": Remedy(
         "a descriptor that was closed and is another file's says that nobody lives",
         "ledger_attach.c",
-        "if (locked || pm_ledger_file_state(&state->map, asking_fd, NULL) <= PM_FILE_CHANGED) {",
+        "if (locked || pm_ledger_file_state(&state->map, asking.fd, NULL) <= PM_FILE_CHANGED) {",
         "if (true) {",
         "test_ledger_processes",
     ),
