@@ -86,7 +86,7 @@ REMEDIES = {
     "tag-of-owner": Remedy(
         "a port is lent under a name that a dead owner had for it",
         "ledger.c",
-        "uint64_t tag = key ^ (owner * UINT64_C(0x9e3779b97f4a7c15));",
+        "uint64_t tag = key ^ ((owner & ~PM_LEFT) * UINT64_C(0x9e3779b97f4a7c15));",
         "uint64_t tag = key + 0 * owner;",
         "test_ledger_lend",
     ),
@@ -142,8 +142,8 @@ REMEDIES = {
     "name-in-new-ledger": Remedy(
         "after a loss one port is held under two names in a family",
         "ledger_reclaim.c",
-        "tag == pm_ledger_tag(state->locals[port].key, owner);",
-        "tag + owner + port != 0;",
+        "tag == pm_ledger_tag(state->locals[port].key, pm_owner_of(word));",
+        "tag + port != 0;",
         "test_ledger_lend",
     ),
     "inherited-descriptor": Remedy(

@@ -36,7 +36,7 @@ uint64_t pm_name_key(uint64_t key, const void *text, size_t size)
 uint64_t pm_ledger_tag(uint64_t key, pm_half owner)
 {
     /* The finisher of splitmix64: every bit of either changes every bit of the tag. */
-    uint64_t tag = key ^ (owner * UINT64_C(0x9e3779b97f4a7c15));
+    uint64_t tag = key ^ ((owner & ~PM_LEFT) * UINT64_C(0x9e3779b97f4a7c15));
 
     if (key == 0) {
         return 0;

@@ -87,8 +87,8 @@ pm_status pm_ledger_look(uint16_t port, pm_holder *holder);
  * nobody new takes part, else it reads a small file for each ancestor. */
 bool pm_ledger_has_kin(void);
 
-/* Borrows the first port of first..last that ancestors alone hold, for the same name. PM_OK: `*port` is `me`'s as if it had been claimed. PM_HELD: there is
- * none. */
+/* Borrows the first port of first..last that ancestors alone hold, for the same name. PM_OK:
+ * `*port` is `me`'s as if it had been claimed. PM_HELD: there is none. */
 pm_status pm_ledger_lend(pm_holder me, uint16_t first, uint16_t last, const pm_name *name,
                          uint16_t *port);
 

@@ -24,7 +24,7 @@ static atomic_bool wiped_by_kernel;
  * in `own`: a forked child has it too. */
 typedef struct {
     int fd; /* -1: none */
-    uint64_t device, inode;
+    pm_file_id file;
 } kept_fd;
 
 /* To ask for locks by; of a description of its own, so that our lock does not hang on it. */
@@ -34,6 +34,25 @@ static kept_fd asking = {.fd = -1};
  * lock hangs on this descriptor. A forked child closes its copy. */
 static kept_fd lock = {.fd = -1};
 static bool needs_lock_fd;
+
+static void keep(kept_fd *kept, int fd, const pm_ledger_map *map)
+{
+    *kept = (kept_fd){fd, map->file};
+}
+
+/* Closes it, if it is the one that we keep still. */
+static void close_kept(kept_fd *kept)
+{
+    struct stat status;
+
+    if (kept->fd >= 0) {
+        bool known = fstat(kept->fd, &status) == 0;
+        if (known ? pm_file_id_is(&status, kept->file) : errno != EBADF) {
+            close(kept->fd);
+        }
+    }
+    kept->fd = -1;
+}
 
 /* ---- the process's own --------------------------------------------------------------------- */
 
@@ -54,27 +73,6 @@ static void after_fork_in_parent(void)
     if (locked_for_fork) {
         pthread_mutex_unlock(&locked_for_fork->mutex);
     }
-}
-
-static void keep(kept_fd *kept, int fd, const pm_ledger_map *map)
-{
-    *kept = (kept_fd){fd, map->device, map->inode};
-}
-
-/* Closes it, if it is the one that we keep still. */
-static void close_kept(kept_fd *kept)
-{
-    struct stat status;
-
-    if (kept->fd >= 0) {
-        bool known = fstat(kept->fd, &status) == 0;
-        if (known
-                ? (uint64_t)status.st_dev == kept->device && (uint64_t)status.st_ino == kept->inode
-                : errno != EBADF) {
-            close(kept->fd);
-        }
-    }
-    kept->fd = -1;
 }
 
 static void after_fork_in_child(void)

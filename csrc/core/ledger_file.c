@@ -296,6 +296,18 @@ pm_status pm_ledger_file_create(const char *path, uint32_t slots, pm_trouble *tr
     return status;
 }
 
+/* ---- which file is it ---------------------------------------------------------------------- */
+
+pm_file_id pm_file_id_of(const struct stat *status)
+{
+    return (pm_file_id){(uint64_t)status->st_dev, (uint64_t)status->st_ino};
+}
+
+bool pm_file_id_is(const struct stat *status, pm_file_id id)
+{
+    return (uint64_t)status->st_dev == id.device && (uint64_t)status->st_ino == id.inode;
+}
+
 /* ---- opening ------------------------------------------------------------------------------- */
 
 /* A file that is there, ours to use, regular and on a local file system. */
@@ -330,8 +342,7 @@ static pm_status open_in(int folder, pm_ledger_map *map, bool own, int *fd, pm_t
                     "another file in PORTMANAGER_LEDGER",
                     map->path);
     }
-    map->device = (uint64_t)status.st_dev;
-    map->inode = (uint64_t)status.st_ino;
+    map->file = pm_file_id_of(&status);
     map->size = (size_t)status.st_size;
     return check_content(*fd, map->path, status.st_size, &map->slot_count, trouble);
 }
@@ -355,8 +366,7 @@ static pm_status map_file(int fd, pm_ledger_map *map, pm_trouble *trouble)
         munmap(base, map->size);
         return status;
     }
-    map->root_device = (uint64_t)root.st_dev;
-    map->root_inode = (uint64_t)root.st_ino;
+    map->root = pm_file_id_of(&root);
     map->header = (pm_ledger_header *)base;
     map->slots = (pm_slot *)(base + PAGE);
     map->entries = (pm_entry *)(base + PAGE + slots_size(map->slot_count));
@@ -408,11 +418,6 @@ void pm_ledger_file_unmap(pm_ledger_map *map)
 
 /* ---- the same file still? ------------------------------------------------------------------ */
 
-static bool is_the_file(const pm_ledger_map *map, const struct stat *status)
-{
-    return (uint64_t)status->st_ino == map->inode && (uint64_t)status->st_dev == map->device;
-}
-
 /* What an errno of asking for the file's path says of the file: that it is not there, or not to be
  * seen by this process, which gave up its rights or has another root. */
 static pm_status status_of_path(const pm_ledger_map *map, int error)
@@ -423,8 +428,7 @@ static pm_status status_of_path(const pm_ledger_map *map, int error)
         pm_status status = pm_status_of_errno(error);
         return status == PM_FORBIDDEN || status == PM_EXHAUSTED ? status : PM_BUSY;
     }
-    bool same_root = stat("/", &root) == 0 && (uint64_t)root.st_dev == map->root_device &&
-                     (uint64_t)root.st_ino == map->root_inode;
+    bool same_root = stat("/", &root) == 0 && pm_file_id_is(&root, map->root);
     return same_root ? PM_BUSY : PM_FORBIDDEN;
 }
 
@@ -436,7 +440,7 @@ pm_status pm_ledger_file_reopen(const pm_ledger_map *map, int *fd)
     if (*fd < 0) {
         return status_of_path(map, errno);
     }
-    if (fstat(*fd, &status) < 0 || !is_the_file(map, &status)) {
+    if (fstat(*fd, &status) < 0 || !pm_file_id_is(&status, map->file)) {
         close_keeping_errno(*fd);
         *fd = -1;
         return PM_BUSY;
@@ -454,7 +458,7 @@ pm_file_state pm_ledger_file_state(const pm_ledger_map *map, int fd, int64_t *ch
     if (fstat(fd, &status) < 0) {
         return errno == EBADF ? PM_FILE_OTHER_FD : PM_FILE_UNKNOWN;
     }
-    if (!is_the_file(map, &status)) {
+    if (!pm_file_id_is(&status, map->file)) {
         return PM_FILE_OTHER_FD;
     }
     if (changed_at) {
@@ -467,7 +471,7 @@ pm_file_state pm_ledger_file_state(const pm_ledger_map *map, int fd, int64_t *ch
 bool pm_ledger_file_is_whole_by_name(const pm_ledger_map *map)
 {
     struct stat status;
-    return lstat(map->path, &status) == 0 && is_the_file(map, &status) &&
+    return lstat(map->path, &status) == 0 && pm_file_id_is(&status, map->file) &&
            (size_t)status.st_size == map->size;
 }
 
@@ -476,7 +480,7 @@ bool pm_ledger_file_is_named(const pm_ledger_map *map)
     struct stat status;
 
     if (lstat(map->path, &status) == 0) {
-        return is_the_file(map, &status);
+        return pm_file_id_is(&status, map->file);
     }
     return status_of_path(map, errno) != PM_BUSY;
 }

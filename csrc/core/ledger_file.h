@@ -15,6 +15,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/stat.h>
 
 #include "core/status.h"
 
@@ -50,6 +51,14 @@ typedef struct {
     _Atomic(uint64_t) takings;   /* how many slots were ever taken */
 } pm_ledger_header;
 
+/* What tells a file from others. */
+typedef struct {
+    uint64_t device, inode;
+} pm_file_id;
+
+pm_file_id pm_file_id_of(const struct stat *status);
+bool pm_file_id_is(const struct stat *status, pm_file_id id);
+
 /* An open and mapped ledger. */
 typedef struct {
     pm_ledger_header *header; /* the mapping; NULL: none */
@@ -57,8 +66,8 @@ typedef struct {
     pm_entry *entries;        /* by port */
     uint32_t slot_count;
     size_t size; /* bytes */
-    uint64_t device, inode;
-    uint64_t root_device, root_inode; /* of the folder that the path begins in */
+    pm_file_id file;
+    pm_file_id root; /* the folder that the path begins in */
     char path[PATH_MAX];
 } pm_ledger_map;
 

@@ -188,7 +188,7 @@ static pm_status become_heir(pm_ledger_state *state, uint16_t port, uint64_t key
     pm_half owner = pm_owner_of(holders.word);
     uint64_t word = holders.word;
 
-    if (holders.tag != pm_ledger_tag(key, owner & ~PM_LEFT)) {
+    if (holders.tag != pm_ledger_tag(key, owner)) {
         return PM_HELD;
     }
     for (int i = 0; i < PM_HEIRS_MAX; i++) {

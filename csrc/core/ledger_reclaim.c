@@ -29,10 +29,9 @@ static bool are_heirs(pm_ledger_state *state, const pm_entry *entry,
 static bool is_ours_by_name(pm_ledger_state *state, uint16_t port, uint64_t word, uint64_t tag)
 {
     const pm_entry *entry = &state->map.entries[port];
-    pm_half owner = pm_owner_of(word) & ~PM_LEFT;
 
     return pm_ledger_find_other(state, entry, word) == 0 ||
-           tag == pm_ledger_tag(state->locals[port].key, owner);
+           tag == pm_ledger_tag(state->locals[port].key, pm_owner_of(word));
 }
 
 /* If a stranger was quicker the port is lost, and if one of the family holds it for another name. */

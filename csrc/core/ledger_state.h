@@ -102,7 +102,8 @@ bool pm_ledger_lives(pm_ledger_state *state, pm_half half);
 bool pm_ledger_is_ancestor(pm_ledger_state *state, pm_half half);
 bool pm_ledger_is_descendant(pm_ledger_state *state, pm_half half);
 
-/* What belongs into an entry's tag: a dead owner's never equals another's. Never 0. */
+/* What belongs into an entry's tag: a dead owner's never equals another's; one who left has that of
+ * before. 0 for no name alone. */
 uint64_t pm_ledger_tag(uint64_t key, pm_half owner);
 
 /* Does a half stand for another process that lives? */
