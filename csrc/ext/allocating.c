@@ -239,10 +239,17 @@ static pm_status claim(pm_coroutine *co, uint16_t port)
     return status;
 }
 
-/* With a claim that is neither made nor refused. */
-static pm_outcome fail_to_claim(pm_coroutine *co, pm_status status, PyObject **out)
+/* After a claim(), unless it said PM_HELD. */
+static pm_outcome conclude_claim(pm_coroutine *co, pm_status status, uint16_t port, PyObject **out)
 {
-    return status == PM_FAILED ? PM_ERROR : pm_attempt_fail_unknown(co, out);
+    switch (status) {
+    case PM_OK:
+        return pm_attempt_grant(co, port, out);
+    case PM_FAILED:
+        return PM_ERROR;
+    default:
+        return pm_attempt_fail_unknown(co, out);
+    }
 }
 
 /* self.find_available_port(next, last), whichever attribute lookup finds. */
@@ -282,8 +289,7 @@ static pm_outcome end_range(pm_coroutine *co, PyObject **out)
     if (frame->fallback) {
         pm_status status = claim(co, frame->fallback);
         if (status != PM_HELD) {
-            return status == PM_OK ? pm_attempt_grant(co, frame->fallback, out)
-                                   : fail_to_claim(co, status, out);
+            return conclude_claim(co, status, frame->fallback, out);
         }
     }
     return end_asking(co, out);
@@ -303,8 +309,7 @@ static pm_outcome found(pm_coroutine *co, PyObject *received, PyObject **out)
     bool wait_for_better = pm_port_is_blocked((uint16_t)port) && !frame->find_overridden;
     pm_status status = wait_for_better ? PM_HELD : claim(co, (uint16_t)port);
     if (status != PM_HELD) {
-        return status == PM_OK ? pm_attempt_grant(co, (uint16_t)port, out)
-                               : fail_to_claim(co, status, out);
+        return conclude_claim(co, status, (uint16_t)port, out);
     }
     if (wait_for_better && !frame->fallback) {
         frame->fallback = (uint16_t)port;
@@ -336,7 +341,7 @@ static pm_outcome ask_default(pm_coroutine *co, bool overridden, PyObject **out)
     }
     pm_status status = claim(co, port);
     if (status != PM_OK) {
-        return status == PM_HELD ? begin_range(co, out) : fail_to_claim(co, status, out);
+        return status == PM_HELD ? begin_range(co, out) : conclude_claim(co, status, port, out);
     }
     return pm_attempt_wait(co, pm_manager_ask(pm_attempt_manager(co), port, NULL), ASKED_DEFAULT,
                            out);
