@@ -265,10 +265,13 @@ def _spell(ports: tuple[int, ...]) -> str:
     first, last = ports[0], ports[-1]
     if len(ports) > 2 and ports == tuple(range(first, last + 1)):
         return f"{first}-{last}"
-    named = [*map(str, ports[:_NAMED])]
-    if len(ports) > _NAMED:
-        named.append(f"{len(ports) - _NAMED} more")
-    return ", ".join(named)
+    return _list([*map(str, ports)])
+
+
+def _list(texts: list[str]) -> str:
+    """Some of them, and how many more there are."""
+    more = [f"{len(texts) - _NAMED} more"] if len(texts) > _NAMED else []
+    return ", ".join(texts[:_NAMED] + more)
 
 
 def _holders(first: int, last: int) -> list[PortReservation]:
@@ -285,16 +288,14 @@ def _exhausted(
     holders = _holders(first, last)
     named = [
         f"{holder.port} by pid {holder.pid}" + (f" ({holder.service})" if holder.service else "")
-        for holder in holders[:_NAMED]
+        for holder in holders
     ]
-    if len(holders) > _NAMED:
-        named.append(f"{len(holders) - _NAMED} more")
     error = PortsExhausted(
         errno.EADDRINUSE,
         f"{count}{' consecutive' if consecutive else ''} "
         f"port{'s were' if count > 1 else ' was'} asked for in {first}-{last}, but "
         f"{f'only {held.found}' if held.found else 'none'} could be had; "
-        + (f"reserved: {', '.join(named)}; the others" if named else "they")
+        + (f"reserved: {_list(named)}; the others" if named else "they")
         + f" are in use, {'need a privilege, ' * held.forbidden}"
         "or are not to be handed out: release some, or widen the range",
     )
