@@ -4,10 +4,10 @@ import logging
 
 
 class Log(logging.Handler):
-    """Collects warnings."""
+    """Collects what is of the level, or above."""
 
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
+    def __init__(self, level: int = logging.WARNING) -> None:
+        super().__init__(level)
         self.texts: list[str] = []
         logging.getLogger("portmanager").addHandler(self)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import isolated
+import logs
 import pytest
 
 from portmanager import PortConfig, PortManager, PortManagerConfig, reserve, reserved_ports
@@ -88,13 +89,8 @@ def run(
     return outcome["answer"]
 
 
-class Log(logging.Handler):
-    """Collects warnings."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.texts: list[str] = []
-        logging.getLogger("portmanager").addHandler(self)
+class Log(logs.Log):
+    """Collects warnings, and nothing that is worse."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno == logging.WARNING:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import isolated
+import logs
 import pytest
 from reserving import another, said_by
 
@@ -24,15 +25,12 @@ from portmanager import PortsExhausted, reserve, reserved_ports
 RANGE: dict[str, Any] = {"start": 7000, "end": 7002}
 
 
-class Log(logging.Handler):
+class Log(logs.Log):
     """Collects what is logged about names."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
-        self.texts: list[str] = []
-        logger = logging.getLogger("portmanager")
-        logger.setLevel(logging.INFO)
-        logger.addHandler(self)
+        logging.getLogger("portmanager").setLevel(logging.INFO)
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage().removeprefix("[PortManager] ")

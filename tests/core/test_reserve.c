@@ -435,16 +435,24 @@ static void test_any_port_is_another_one_each_time(void **state)
     network_scene(use_any_again);
 }
 
-/* Every port was given back a moment ago: there are some all the same. */
+/* The ledger, in which every port was given back a moment ago. */
+static pm_ledger_map tired(void)
+{
+    pm_ledger_map map = mapped();
+    int64_t moment = now() - 10000000000;
+
+    for (uint32_t port = 0; port <= UINT16_MAX; port++) {
+        atomic_store(&map.entries[port].changed_at, moment);
+    }
+    return map;
+}
+
+/* There are some all the same. */
 static void tire_all(void)
 {
     me = pm_ledger_enroll();
     assert_status(pm_ledger_check(), PM_OK);
-    pm_ledger_map map = mapped();
-    int64_t moment = now() - 10000000000;
-    for (uint32_t port = 0; port <= UINT16_MAX; port++) {
-        atomic_store(&map.entries[port].changed_at, moment);
-    }
+    pm_ledger_map map = tired();
     for (int i = 0; i < 5; i++) {
         outcome out = reserve_count(100);
         assert_status(out.status, PM_OK);
@@ -474,11 +482,7 @@ static void rest_meanwhile(void)
     write_setting("/proc/sys/net/ipv4/ip_unprivileged_port_start", "1024");
     me = pm_ledger_enroll();
     assert_status(pm_ledger_check(), PM_OK);
-    pm_ledger_map map = mapped();
-    int64_t moment = now() - 10000000000;
-    for (uint32_t port = 0; port <= UINT16_MAX; port++) {
-        atomic_store(&map.entries[port].changed_at, moment);
-    }
+    pm_ledger_map map = tired();
     outcome out = reserve_count(END - FIRST);
     assert_status(out.status, PM_OK);
     assert_false(out.ephemeral);
