@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import inspect
 import os
+import re
 import pickle
 import signal
 import subprocess
@@ -281,9 +282,11 @@ def test_garbage_that_is_not_collected_yet(block: range) -> None:
     gc.disable()
     try:
         cycle: list[Any] = [reserve(7, **within(block))]
+        assert {*cycle[0].ports} == {*block}
+        shown = repr(cycle[0])  # in the order in which they were given: a tired one comes last
         cycle.append(cycle)
         del cycle
-        with pytest.warns(ResourceWarning, match=f"{block[0]}-{block[-1]}"):
+        with pytest.warns(ResourceWarning, match=f"^unreleased {re.escape(shown)}$"):
             reservation = reserve(7, **within(block))
     finally:
         gc.enable()
