@@ -6,8 +6,8 @@ import dataclasses
 import gc
 import inspect
 import os
-import re
 import pickle
+import re
 import signal
 import subprocess
 import sys
