@@ -27,6 +27,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -502,16 +503,28 @@ static inline int try_hold(const char *literal, uint16_t *port, unsigned options
     return fd;
 }
 
-/* Fails the test where try_hold fails. The kernel gives one number twice where addresses or
- * protocols differ, which tests mean to tell apart: what is chosen here is new to this thread. */
+/* The ports that this program's tests were given, children's included. */
+static _Atomic bool *given_ports;
+
+__attribute__((constructor)) static inline void share_given_ports(void)
+{
+    given_ports =
+        mmap(NULL, UINT16_MAX + 1, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (given_ports == MAP_FAILED) {
+        abort();
+    }
+}
+
+/* Fails the test where try_hold fails. The kernel chooses one number twice where addresses or
+ * protocols differ, which tests mean to tell apart, and where another test left a TIME_WAIT: what
+ * is chosen here is a new one. */
 static inline int hold(const char *literal, uint16_t *port, unsigned options)
 {
-    enum { TRIES = 100 }; /* a test may have had all ports there are */
-    static _Thread_local bool known[UINT16_MAX + 1];
-    bool any = *port == 0;
+    enum { TRIES = 100 }; /* the tests may have had all ports there are */
+    bool chosen = *port == 0;
     int fd = try_hold(literal, port, options);
 
-    for (int i = 0; any && fd >= 0 && known[*port] && i < TRIES; i++) {
+    for (int i = 0; chosen && fd >= 0 && given_ports[*port] && i < TRIES; i++) {
         close(fd);
         *port = 0;
         fd = try_hold(literal, port, options);
@@ -519,7 +532,7 @@ static inline int hold(const char *literal, uint16_t *port, unsigned options)
     if (fd < 0) {
         fail_msg("port %d of %s cannot be had: %s", *port, literal, strerror(errno));
     }
-    known[*port] = true;
+    given_ports[*port] = true;
     return fd;
 }
 
