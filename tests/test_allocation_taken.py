@@ -292,6 +292,10 @@ class Oracle:
         self.mistakes: list[tuple[int, object, object]] = []
         self.count: Counter[str] = Counter()
 
+    def hear(self, status: str) -> None:
+        with self.lock:
+            self.count[status] += 1
+
     def take(self, port: int, owner: object) -> None:
         with self.lock:
             before = self.owners.setdefault(port, owner)
@@ -309,7 +313,7 @@ def hammer(oracle: Oracle, managers: list[Any], seed: int, rounds: int) -> None:
     for number in range(rounds):
         manager, name = choose.choice(managers), f"service {seed}.{number % 3}"
         allocation = finish(manager.allocate_port(name))
-        oracle.count[allocation.status] += 1
+        oracle.hear(allocation.status)
         if allocation.status != "allocated":
             continue
         port = allocation.allocated_port
