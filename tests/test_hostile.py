@@ -1,6 +1,6 @@
 """Values of all kinds in all places, found by hypothesis: no crash, no leak, no odd exception.
 
-HYPOTHESIS_PROFILE=long looks for hours rather than seconds.
+HYPOTHESIS_PROFILE=long looks for minutes rather than seconds.
 """
 
 import contextlib
@@ -35,11 +35,16 @@ def effort(test: Callable[..., None]) -> Callable[..., None]:
     return settings(max_examples=examples, deadline=None, suppress_health_check=slow)(test)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def little_garbage() -> Iterator[None]:
-    """What is there already need not be looked at in each of the many collections."""
+def freeze_what_stays() -> None:
+    """What is there already, and what hypothesis remembers of each example, need not be looked at
+    in each of the many collections."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def little_garbage() -> Iterator[None]:
+    freeze_what_stays()
     yield
     gc.unfreeze()
 
@@ -230,6 +235,7 @@ def perform(world: World, kind: str, *details: Any) -> None:
 @contextlib.contextmanager
 def worlds(first: int, count: int = 1) -> Iterator[list[World]]:
     """Worlds to do harm in; afterwards none of their managers holds a port."""
+    freeze_what_stays()
     made = [World(first) for _ in range(count)]
     with pytest.MonkeyPatch.context() as patch, hostile.unraisable(patch):
         try:
