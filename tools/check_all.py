@@ -257,7 +257,8 @@ def check_long(_: Packages) -> Iterator[Row]:
 
 def check_model(_: Packages) -> Iterator[Row]:
     def step() -> str:
-        return run("model", "make", "-C", "tests/model", "full").strip().splitlines()[-1]
+        output = run("model", "make", "--no-print-directory", "-C", "tests/model", "full")
+        return output.splitlines()[-1]
 
     yield attempt("the ledger's protocol", "spin", step)
 
@@ -266,7 +267,7 @@ def check_torture(_: Packages) -> Iterator[Row]:
     def step() -> str:
         run("torture", "make", "demo")
         output = run("torture", ROOT / ".venv/bin/python", "benchmarks/double_handouts.py")
-        return next(line for line in output.splitlines() if "portmanager" in line)
+        return next(line for line in output.splitlines() if line.startswith("| portmanager"))
 
     yield attempt("a million allocations", "in place", step)
 
