@@ -1,4 +1,4 @@
-/* What ledger.c, ledger_attach.c, ledger_lend.c and ledger_reclaim.c share; nobody else's. */
+/* What the files of the ledger share, ledger.c and ledger_*.c; nobody else's. */
 #ifndef PM_LEDGER_STATE_H
 #define PM_LEDGER_STATE_H
 
