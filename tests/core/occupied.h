@@ -2,7 +2,7 @@
 #ifndef PM_TEST_OCCUPIED_H
 #define PM_TEST_OCCUPIED_H
 
-#include "support.h"
+#include "sockets.h"
 
 enum {
     V4 = 1,        /* a client of 127.0.0.1 finds a listener */

@@ -1,5 +1,5 @@
 /* Which port a service gets. */
-#include "support.h"
+#include "sockets.h"
 
 #include "core/allocate.h"
 

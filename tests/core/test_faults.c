@@ -1,5 +1,6 @@
 /* Probing, listening, the machine's tables, addresses: what becomes of them when a call fails. */
 #include "faults.h"
+#include "sockets.h"
 
 #include "core/candidates.h"
 #include "core/listen.h"

@@ -1,5 +1,6 @@
 /* The ledger and who asks it: what becomes of claims when a call fails. */
 #include "faults.h"
+#include "sockets.h"
 
 #include "core/allocate.h"
 #include "core/reserve.h"

@@ -1,5 +1,6 @@
 /* Ports without a service: so many of them, in a row, or a name's own. */
 #include "actors.h"
+#include "sockets.h"
 
 #include <stdatomic.h>
 

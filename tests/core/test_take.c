@@ -1,6 +1,7 @@
 /* One candidate: what is claimed is verified, and kept or withdrawn; a port that was inherited from
  * a process that died a moment ago is waited for. */
 #include "actors.h"
+#include "sockets.h"
 
 #include "core/take.h"
 
