@@ -35,16 +35,9 @@ def effort(test: Callable[..., None]) -> Callable[..., None]:
     return settings(max_examples=examples, deadline=None, suppress_health_check=slow)(test)
 
 
-def freeze_what_stays() -> None:
-    """What is there already, and what hypothesis remembers of each example, need not be looked at
-    in each of the many collections."""
-    gc.collect()
-    gc.freeze()
-
-
 @pytest.fixture(autouse=True, scope="module")
 def little_garbage() -> Iterator[None]:
-    freeze_what_stays()
+    """Each example freezes what stays, so that its many collections need not look at it."""
     yield
     gc.unfreeze()
 
@@ -235,7 +228,8 @@ def perform(world: World, kind: str, *details: Any) -> None:
 @contextlib.contextmanager
 def worlds(first: int, count: int = 1) -> Iterator[list[World]]:
     """Worlds to do harm in; afterwards none of their managers holds a port."""
-    freeze_what_stays()
+    gc.collect()
+    gc.freeze()  # hypothesis remembers more with each example
     made = [World(first) for _ in range(count)]
     with pytest.MonkeyPatch.context() as patch, hostile.unraisable(patch):
         try:
